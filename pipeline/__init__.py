@@ -1,0 +1,1 @@
+"""The host side of Edgeship: a recipe in, verified and measured artifacts out."""

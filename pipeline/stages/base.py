@@ -1,0 +1,50 @@
+"""What a stage is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes one progress event, a JSON object such as `{"epoch": 3, "epochs": 30, "loss": 0.4}` or
+`{"message": "..."}` or `{"warning": "..."}`. What happens to it is the command line's business."""
+
+
+class FrozenConfig(BaseModel):
+    """A config whose unknown keys are errors and whose values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Stage(FrozenConfig):
+    """A frozen config and `run`, nothing else.
+
+    The fields are hashed into the artifact's key, so a field that does not change the output does not belong
+    here. Subclasses set:
+
+    - `stage`: the name of the stage.
+    - `runs_in_child`: whether it loads a heavy runtime, and so runs in a process of its own.
+    - `resumable`: whether `out_dir` may still hold what an interrupted run of the same key left there.
+    - `tools`: distributions whose versions shape the output and so belong into the key.
+    """
+
+    stage: ClassVar[str]
+    runs_in_child: ClassVar[bool] = True
+    resumable: ClassVar[bool] = False
+    tools: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
+        """Does the work.
+
+        Args:
+            inputs: Directories of the published artifacts this stage reads, by role.
+            out_dir: An existing directory to write files into. It becomes the artifact.
+            tell: Takes progress events.
+
+        Returns:
+            Metrics, JSON values only; they are written into the manifest.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no run()")
