@@ -1,1 +1,27 @@
-""""""
+"""Ways to a device, one file each.
+
+Of the messages and options of a transport nothing is split, quoted or run by a shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devices.profile import DeviceProfile
+from devices.transports.base import Agent, Transport
+from devices.transports.fake import FakeDevice
+from devices.transports.local import LocalDevice
+
+TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
+    "fake": FakeDevice,
+    "local": LocalDevice,
+}
+"""By the `kind` of a profile's transport."""
+
+
+def open_transport(profile: DeviceProfile) -> Transport:
+    """The way to the device of a profile."""
+    return TRANSPORTS[profile.transport.kind](profile)
+
+
+__all__ = ["TRANSPORTS", "Agent", "Transport", "open_transport"]

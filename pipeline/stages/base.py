@@ -28,13 +28,31 @@ class Stage(FrozenConfig):
     - `stage`: the name of the stage.
     - `runs_in_child`: whether it loads a heavy runtime, and so runs in a process of its own.
     - `resumable`: whether `out_dir` may still hold what an interrupted run of the same key left there.
-    - `tools`: distributions whose versions shape the output and so belong into the key.
+    - `other_code`: modules of ours that it runs without importing them (`pipeline.keys.code_digest`).
+    - `tools`: distributions whose versions shape the output, where `tool_names` doesn't say it otherwise.
     """
 
     stage: ClassVar[str]
     runs_in_child: ClassVar[bool] = True
     resumable: ClassVar[bool] = False
+    other_code: ClassVar[tuple[str, ...]] = ()
     tools: ClassVar[tuple[str, ...]] = ()
+
+    def tool_names(self) -> tuple[str, ...]:
+        """Returns the distributions whose versions shape the output and so belong into the key."""
+        return self.tools
+
+    def key_config(self) -> dict[str, Any]:
+        """Returns what of the config belongs into the key, as JSON values: all of it, where nothing says else."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> str:
+        """Returns a digest of what the stage reads from outside the store; empty where it reads nothing.
+
+        Raises:
+            DataError: What it would read is not there.
+        """
+        return ""
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Does the work.

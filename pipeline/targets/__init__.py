@@ -1,1 +1,56 @@
-""""""
+"""The compile half of each runtime. Its run half lives in `devices/board/runners/` under the same name.
+
+Adding a target is one file here, one file there, one line in `TARGETS`, one test case.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import InputError, ModelFileError
+from pipeline.targets.base import GraphSummary, Target
+from pipeline.targets.fake import FakeTarget
+from pipeline.targets.litert import LiteRTTarget
+from pipeline.targets.onnxruntime import OnnxRuntimeTarget
+from pipeline.targets.openvino import OpenVinoTarget
+
+TARGETS: dict[str, Target] = {
+    "litert": LiteRTTarget(),
+    "onnxruntime": OnnxRuntimeTarget(),
+    "openvino": OpenVinoTarget(),
+    "fake": FakeTarget(),
+}
+
+
+def target_of(path: Path) -> str:
+    """Returns the name of the target whose runtime runs a model file, by its suffix.
+
+    Raises:
+        InputError: There is no such file, or no target for its suffix.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no model file {path}. Give the path of a .tflite, .onnx or .xml file.")
+    for name, target in TARGETS.items():
+        if path.suffix.lower() == target.suffix:
+            return name
+    suffixes = ", ".join(target.suffix for target in TARGETS.values())
+    raise InputError(f"{path} ends in {path.suffix or 'no suffix'}; expected one of {suffixes}.")
+
+
+def inspect_model(path: Path) -> GraphSummary:
+    """Reads a model file and says what is in it. No runtime is loaded.
+
+    Raises:
+        InputError: There is no such file, or no target for its suffix.
+        ModelFileError: The file is not what its suffix says, or is damaged.
+    """
+    target = TARGETS[target_of(path)]
+    try:
+        return target.inspect(path)
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(
+            f"{path} can't be read as a {target.format_name} file: {type(error).__name__}: {error}. "
+            f"Expected a whole file as a converter writes it; export it again."
+        ) from error

@@ -1,0 +1,69 @@
+"""Every error that a board, its profile or its agent raises on purpose.
+
+    DeviceError                      exit code
+    ├── ProfileError                 2   a device profile that can't be read, or a device nobody described
+    ├── ModelRejectedError           2   the runtime raised while it loaded the file: bad file, wrong digest
+    ├── AgentCrashedError            3   the agent's process ended without an answer
+    ├── AgentTimeoutError            3   the agent did not answer in time and was ended
+    └── RuntimeMissingError          3   the runtime is not installed on the device
+
+`pipeline.errors` holds the errors of the host side; `devices` never imports `pipeline`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DeviceError(Exception):
+    """A device or the way to it failed.
+
+    Args:
+        message: What was received, what was expected, what to do.
+        details: Long text that is shown only on request: a traceback, the end of a stream.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class ProfileError(DeviceError):
+    """A device profile that can't be used, or a device that has none."""
+
+    exit_code = 2
+
+
+class ModelRejectedError(DeviceError):
+    """The runtime refused the model file with an exception, or its digest is not the expected one."""
+
+    exit_code = 2
+
+
+class AgentCrashedError(DeviceError):
+    """The agent's process ended (signal or exit status) before it answered."""
+
+
+class AgentTimeoutError(DeviceError):
+    """The agent did not answer within the time given, and was ended."""
+
+
+class RuntimeMissingError(DeviceError):
+    """The runtime that a model needs is not installed on the device."""
+
+
+ERRORS: dict[str, type[DeviceError]] = {
+    error.__name__: error
+    for error in (
+        DeviceError,
+        ProfileError,
+        ModelRejectedError,
+        AgentCrashedError,
+        AgentTimeoutError,
+        RuntimeMissingError,
+    )
+}
+"""By name, so that an error recorded in a result or sent by a stage's process is raised again as itself."""

@@ -1,0 +1,491 @@
+"""Measures models on a device: latencies of many cases side by side, and predictions.
+
+Each case has an agent's process of its own. All are loaded and warmed up one after another, then they take
+turns in
+rounds: in each round every case runs one short block, in an order that is drawn anew. So whatever slows the
+    machine
+for a while hits all cases alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from devices.errors import DeviceError, ModelRejectedError
+from devices.latency import LatencySummary, percentile, summarize
+from devices.profile import DeviceProfile, LatencyLabel
+from devices.transports import Agent, Transport, open_transport
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes one progress event: a JSON object with `message`, `warning`, or numbers by name."""
+
+_FACTS_TIMEOUT_S = 60.0
+_BUSY_SHARE = 0.5
+_SLOWDOWN_RATIO = 1.1
+_LEAST_BLOCKS = 5
+"""Quarters of fewer blocks say nothing about a trend."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Case(_Frozen):
+    """One model file in one runtime.
+
+    Attributes:
+        id: Names the case in results.
+        runtime: A name of `devices.board.runners.RUNNERS`.
+        path: The file on this machine.
+        sha256: What the file's digest must be on the device; None takes any.
+        weights_sha256: The same for the `.bin` beside an OpenVINO `.xml`.
+        num_threads: None takes the profile's.
+    """
+
+    id: str
+    runtime: str
+    path: str
+    sha256: str | None = None
+    weights_sha256: str | None = None
+    num_threads: PositiveInt | None = None
+
+
+class BenchmarkSettings(_Frozen):
+    """How long and in which order.
+
+    Attributes:
+        warm_up_count: At least so many inferences before anything is measured, and
+        warm_up_time_s: at least for so long.
+        min_count: A case ends once it has so many latencies and
+        min_time_s: they sum up to so much time, or
+        max_time_s: they sum up to this, whatever their number.
+        block_count: A block ends after so many inferences or
+        block_time_s: after so much time.
+        settle_count: Inferences at the start of each block that are not measured: the caches still hold the
+            case before.
+        max_agents: So many agents at most live side by side; further cases wait for their turn, in further
+            groups.
+        seed: Of the order and of the bootstrap.
+        load_timeout_s: An agent that has not loaded its model by then is ended.
+        inference_timeout_s: The same for a warm-up or a block, on top of the time it is meant to take.
+    """
+
+    warm_up_count: PositiveInt = 10
+    warm_up_time_s: NonNegativeFloat = 0.5
+    min_count: PositiveInt = 200
+    min_time_s: NonNegativeFloat = 1.0
+    max_time_s: PositiveFloat = 60.0
+    block_count: PositiveInt = 10
+    block_time_s: PositiveFloat = 0.02
+    settle_count: NonNegativeInt = 1
+    max_agents: PositiveInt = 16
+    seed: int = 0
+    load_timeout_s: PositiveFloat = 120.0
+    inference_timeout_s: PositiveFloat = 60.0
+
+
+class CaseError(_Frozen):
+    """Why a case has no numbers.
+
+    Attributes:
+        kind: A name of `devices.errors.ERRORS`.
+        message: For people.
+        details: Shown on request.
+        exit_code: As of the error.
+    """
+
+    kind: str
+    message: str
+    details: str = ""
+    exit_code: int
+
+
+class CaseResult(_Frozen):
+    """What was measured of one case; None wherever `error` says why.
+
+    Attributes:
+        sha256: The digest of the file that ran, taken on the device.
+        size_bytes: Of the file, and of the weights beside an OpenVINO `.xml`.
+        files: Name, digest and size of each of these.
+        model: The runner's description: runtime, version, input, outputs.
+        load_ms: From the import of the runtime to a model that is ready.
+        first_inference_ms: The first inference, which many runtimes use to prepare themselves.
+        latency_ms: Of the inferences after the warm-up.
+        stopped_by: "target" where `min_count` and `min_time_s` were reached, "max_time" where not both.
+        baseline_memory_mb: Resident memory of the agent before the runtime was imported, in MiB.
+        peak_memory_mb: The highest resident memory of the agent, in MiB.
+        peak_memory_reason: Why it is None.
+        error: What went wrong.
+    """
+
+    id: str
+    runtime: str
+    path: str
+    num_threads: int
+    sha256: str | None = None
+    size_bytes: int | None = None
+    files: tuple[dict[str, Any], ...] = ()
+    model: dict[str, Any] | None = None
+    load_ms: float | None = None
+    first_inference_ms: float | None = None
+    warm_up_count: int | None = None
+    latency_ms: LatencySummary | None = None
+    stopped_by: Literal["target", "max_time"] | None = None
+    baseline_memory_mb: float | None = None
+    peak_memory_mb: float | None = None
+    peak_memory_reason: str | None = None
+    error: CaseError | None = None
+
+
+class BenchmarkResult(_Frozen):
+    """All cases on one device.
+
+    Attributes:
+        device: The profile's name.
+        latency_label: measured, simulated or predicted.
+        facts: Of the device, before anything was loaded.
+        load_average_before: Over 1, 5 and 15 minutes; None where the device does not tell.
+        load_average_after: The same at the end.
+        frequency_mhz_before: Of the first core.
+        frequency_mhz_after: The same at the end.
+        warnings: Why the numbers may be worse than the device.
+        settings: As given.
+        cases: In the order given.
+    """
+
+    device: str
+    latency_label: LatencyLabel
+    facts: dict[str, Any]
+    load_average_before: tuple[float, ...] | None
+    load_average_after: tuple[float, ...] | None
+    frequency_mhz_before: float | None
+    frequency_mhz_after: float | None
+    warnings: tuple[str, ...]
+    settings: BenchmarkSettings
+    cases: tuple[CaseResult, ...]
+
+
+class Prediction(_Frozen):
+    """What a model answered to a set of images.
+
+    Attributes:
+        count: Images.
+        correct: How many had their label as the highest logit; None without labels.
+        non_finite: Images with a logit that is not a finite number.
+        seconds: For all images, one by one, without loading.
+        sha256: The digest of the file that ran, taken on the device.
+        model: The runner's description.
+    """
+
+    count: int
+    correct: int | None
+    non_finite: int
+    seconds: float = Field(ge=0)
+    sha256: str
+    model: dict[str, Any]
+
+
+def benchmark(
+    profile: DeviceProfile,
+    cases: Sequence[Case],
+    settings: BenchmarkSettings | None = None,
+    *,
+    tell: Tell | None = None,
+) -> BenchmarkResult:
+    """Measures all cases side by side.
+
+    A case that fails (its model is refused, its agent crashes or hangs) loses its own numbers only; its
+    result then holds the error.
+
+    Args:
+        profile: The device.
+        cases: With distinct ids.
+        settings: None takes the defaults.
+        tell: Takes progress events: `{"case": id, "state": "loading"}` and
+            `{"cases": 4, "cases_done": 1, "inferences_least": 480}`, and warnings.
+
+    Raises:
+        DeviceError: The device itself can't be used.
+        ValueError: Two cases have the same id.
+    """
+    settings, tell = settings or BenchmarkSettings(), tell or _say_nothing
+    ids = [case.id for case in cases]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"the ids of the cases are not distinct: {', '.join(ids)}")
+    transport = open_transport(profile)
+    with transport.start_agent() as observer:
+        before = observer.request("facts", timeout_s=_FACTS_TIMEOUT_S)
+        bench = _Bench(profile, transport, settings, tell)
+        bench.warn(_warnings_before(before))
+        for begin in range(0, len(cases), settings.max_agents):
+            bench.run_group(cases[begin : begin + settings.max_agents], num_cases=len(cases))
+        after = _facts_after(observer)
+    bench.warn(_warnings_after(before, after))
+    return BenchmarkResult(
+        device=profile.name,
+        latency_label=profile.latency_label,
+        facts=before,
+        load_average_before=before["load_average"],
+        load_average_after=after.get("load_average"),
+        frequency_mhz_before=before["frequency_mhz"],
+        frequency_mhz_after=after.get("frequency_mhz"),
+        warnings=tuple(bench.warnings),
+        settings=settings,
+        cases=tuple(bench.results[case.id] for case in cases),
+    )
+
+
+def predict(
+    profile: DeviceProfile,
+    case: Case,
+    images_path: str,
+    labels_path: str | None,
+    logits_path: str,
+    *,
+    tell: Tell | None = None,
+) -> Prediction:
+    """Runs a model over a set of images on the device.
+
+    Args:
+        profile: The device.
+        case: The model.
+        images_path: A `.npy` file, uint8 `(count, height, width, 3)`, preprocessed as the model expects.
+        labels_path: A `.npy` file of whole numbers `(count,)`, or None.
+        logits_path: Where the logits are written, float32 `(count, classes)`.
+        tell: Takes progress events: `{"case": id, "done": 100, "total": 1797}`.
+
+    Raises:
+        DeviceError: The device or the model can't be used.
+    """
+    tell = tell or _say_nothing
+    transport = open_transport(profile)
+    images = transport.put(images_path)
+    labels = None if labels_path is None else transport.put(labels_path)
+    with transport.start_agent() as agent:
+        loaded = _load(profile, transport, agent, case, BenchmarkSettings().load_timeout_s)
+        answer = agent.request(
+            "predict",
+            {"images": images, "labels": labels},
+            idle_timeout_s=BenchmarkSettings().inference_timeout_s,
+            on_event=lambda event: tell({"case": case.id, **event}),
+        )
+        transport.get(answer.pop("logits"), logits_path)
+        agent.request("unload", timeout_s=_FACTS_TIMEOUT_S)
+    return Prediction(sha256=loaded["sha256"], model=loaded["model"], **answer)
+
+
+@dataclass
+class _Running:
+    """A case whose agent lives and has its model loaded."""
+
+    case: Case
+    agent: Agent
+    loaded: dict[str, Any]
+    warm_up_count: int
+    close: Callable[[], None]
+    blocks_ns: list[list[int]] = field(default_factory=list)
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, latencies_ns: list[int]) -> None:
+        """Takes one block."""
+        self.blocks_ns.append(latencies_ns)
+        self.count += len(latencies_ns)
+        self.seconds += sum(latencies_ns) / 1e9
+
+
+class _Bench:
+    """The state of one `benchmark`."""
+
+    def __init__(
+        self, profile: DeviceProfile, transport: Transport, settings: BenchmarkSettings, tell: Tell
+    ) -> None:
+        self._profile, self._transport, self._settings, self._tell = profile, transport, settings, tell
+        self.results: dict[str, CaseResult] = {}
+        self.warnings: list[str] = []
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Says the warnings and keeps them for the result."""
+        for warning in warnings:
+            self.warnings.append(warning)
+            self._tell({"warning": warning})
+
+    def run_group(self, cases: Sequence[Case], *, num_cases: int) -> None:
+        """Loads all cases, then measures them in rounds until each has its result."""
+        order = random.Random(self._settings.seed)
+        with contextlib.ExitStack() as stack:
+            running = [started for case in cases if (started := self._start(case, stack)) is not None]
+            while running:
+                order.shuffle(running)
+                running = [each for each in running if self._advance(each)]
+                least = min((each.count for each in running), default=0)
+                self._tell({"cases": num_cases, "cases_done": len(self.results), "inferences_least": least})
+
+    def _start(self, case: Case, stack: contextlib.ExitStack) -> _Running | None:
+        """An agent with the case loaded and warmed up; None once its failure is noted."""
+        self._tell({"case": case.id, "state": "loading"})
+        settings = self._settings
+        own = stack.enter_context(contextlib.ExitStack())
+        try:
+            agent = own.enter_context(self._transport.start_agent())
+            loaded = _load(self._profile, self._transport, agent, case, settings.load_timeout_s)
+            warm_up = agent.request(
+                "warm_up",
+                {"min_count": settings.warm_up_count, "min_time_s": settings.warm_up_time_s},
+                timeout_s=settings.warm_up_time_s + settings.inference_timeout_s,
+            )
+        except DeviceError as error:
+            own.close()
+            self._fail(case, error)
+            return None
+        return _Running(case, agent, loaded, warm_up["count"], own.close)
+
+    def _advance(self, running: _Running) -> bool:
+        """Runs one block of one case; False once the case has its result."""
+        settings = self._settings
+        try:
+            answer = running.agent.request(
+                "measure",
+                {
+                    "count": settings.block_count,
+                    "time_s": settings.block_time_s,
+                    "settle_count": settings.settle_count,
+                },
+                timeout_s=settings.block_time_s + settings.inference_timeout_s,
+            )
+            running.add(answer["latencies_ns"])
+            reached = running.count >= settings.min_count and running.seconds >= settings.min_time_s
+            if not reached and running.seconds < settings.max_time_s:
+                return True
+            memory = running.agent.request("memory", timeout_s=_FACTS_TIMEOUT_S)
+        except DeviceError as error:
+            self._fail(running.case, error)
+        else:
+            self._finish(running, memory, reached=reached)
+        running.close()
+        return False
+
+    def _finish(self, running: _Running, memory: dict[str, Any], *, reached: bool) -> None:
+        case, loaded = running.case, running.loaded
+        if not reached:
+            self.warn(
+                [f"{case.id}: stopped after {self._settings.max_time_s:g} s with {running.count} inferences"]
+            )
+        self.warn(_slowdown(case.id, running.blocks_ns))
+        self.results[case.id] = CaseResult(
+            id=case.id,
+            runtime=case.runtime,
+            path=case.path,
+            latency_ms=summarize(running.blocks_ns, seed=self._settings.seed),
+            stopped_by="target" if reached else "max_time",
+            warm_up_count=running.warm_up_count,
+            **{**loaded, **memory, "files": tuple(loaded["files"])},
+        )
+
+    def _fail(self, case: Case, error: DeviceError) -> None:
+        self._tell({"case": case.id, "state": "failed", "message": f"{case.id}: {error.message}"})
+        self.results[case.id] = CaseResult(
+            id=case.id,
+            runtime=case.runtime,
+            path=case.path,
+            num_threads=case.num_threads or self._profile.threads,
+            error=CaseError(
+                kind=type(error).__name__,
+                message=error.message,
+                details=error.details,
+                exit_code=error.exit_code,
+            ),
+        )
+
+
+def _load(
+    profile: DeviceProfile, transport: Transport, agent: Agent, case: Case, timeout_s: float
+) -> dict[str, Any]:
+    """Sends the model file to the device and has the agent load it."""
+    if not Path(case.path).is_file():
+        raise ModelRejectedError(f"there is no model file {case.path}")
+    path = transport.put(case.path)
+    weights = Path(case.path).with_suffix(".bin")
+    if Path(case.path).suffix == ".xml" and weights.is_file():
+        transport.put(str(weights))
+    params: dict[str, Any] = {
+        "runtime": case.runtime,
+        "path": path,
+        "num_threads": case.num_threads or profile.threads,
+        "sha256": case.sha256,
+        "weights_sha256": case.weights_sha256,
+    }
+    answer: dict[str, Any] = agent.request("load", params, timeout_s=timeout_s)
+    return answer
+
+
+def _warnings_before(facts: dict[str, Any]) -> list[str]:
+    """What makes the numbers worse than the device from the start."""
+    warnings = []
+    load, cores = facts["load_average"], facts["usable_cores"]
+    if load and cores and load[0] > _BUSY_SHARE * cores:
+        warnings.append(
+            f"the device is busy: load average {load[0]:.2f} on {cores} cores; latencies will be too long"
+        )
+    if facts["governor"] == "powersave":
+        warnings.append("the CPU's governor is 'powersave'; latencies will be too long")
+    return warnings
+
+
+def _warnings_after(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What happened to the device meanwhile."""
+    if not after:
+        return ["the device did not tell its facts after the measurement"]
+    warnings = []
+    counts = before["throttle_count"], after["throttle_count"]
+    if None not in counts and counts[1] > counts[0]:
+        warnings.append(
+            f"the CPU was slowed down for heat {counts[1] - counts[0]} times during the measurement"
+        )
+    return warnings
+
+
+def _facts_after(observer: Agent) -> dict[str, Any]:
+    """The facts again; empty where the observer is gone, for the numbers are good without them."""
+    try:
+        facts: dict[str, Any] = observer.request("facts", timeout_s=_FACTS_TIMEOUT_S)
+    except DeviceError:
+        return {}
+    return facts
+
+
+def _slowdown(case_id: str, blocks_ns: list[list[int]]) -> list[str]:
+    """A warning where the last quarter of a case's blocks is much slower than the first."""
+    quarter = len(blocks_ns) // 4
+    if quarter < _LEAST_BLOCKS:
+        return []
+    first, last = (
+        percentile([latency for block in blocks for latency in block], 50)
+        for blocks in (blocks_ns[:quarter], blocks_ns[-quarter:])
+    )
+    if last <= _SLOWDOWN_RATIO * first:
+        return []
+    message = (
+        f"{case_id}: slowed down by {last / first - 1:.0%} meanwhile (heat, or another program); "
+        "measure again on a cool and quiet device"
+    )
+    return [message]
+
+
+def _say_nothing(event: dict[str, Any]) -> None:
+    """Takes an event and does nothing."""

@@ -1,0 +1,528 @@
+"""The command line: the only place that prints or sets an exit code.
+
+Our own modules are imported inside the commands, so that `edgeship --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+STAGE_NAMES = ("data", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
+
+_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the last words of child processes.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object.")
+_STORE = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=Path(".edgeship"),
+    envvar="EDGESHIP_STORE",
+    show_default=True,
+    show_envvar=True,
+    help="Directory of the artifact store.",
+)
+_SHARED_STORE = click.option(
+    "--shared-store",
+    envvar="EDGESHIP_SHARED_STORE",
+    show_envvar=True,
+    help="Any fsspec address that several machines share, such as s3://bucket/path.",
+)
+_RUNS = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where links and reports go.",
+)
+_SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe.")
+_RECIPE = click.argument("recipe_path", metavar="RECIPE", type=click.Path(path_type=Path))
+_DEVICE = click.option("--device", "device_name", default="local", show_default=True, help="A device profile.")
+
+
+def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Adds a command whose errors become one message and an exit code."""
+
+    def add(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def guarded(*args: Any, debug: bool, **kwargs: Any) -> Any:
+            with _Guard(debug=debug):
+                return function(*args, **kwargs)
+
+        return group.command(name)(_DEBUG(guarded))
+
+    return add
+
+
+class _Guard:
+    """Turns every error into one message on standard error and an exit code."""
+
+    def __init__(self, *, debug: bool) -> None:
+        self._debug = debug or bool(os.environ.get("EDGESHIP_DEBUG"))
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, click.exceptions.Exit | click.ClickException | SystemExit):
+            return
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        if isinstance(error, KeyboardInterrupt):
+            _fail("Interrupted. What was finished is kept; run the same command again to go on.", 130)
+        if self._debug:
+            import traceback
+
+            click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+            click.echo(getattr(error, "details", ""), err=True)
+        code = getattr(error, "exit_code", None)
+        message = getattr(error, "message", None)
+        if isinstance(code, int) and isinstance(message, str):
+            _fail(message, code)
+        if isinstance(error, Exception):
+            _fail(f"Unexpected {type(error).__name__}: {error}. --debug shows the traceback.", 4)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(click.style("Error: ", fg="red", bold=True) + message, err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="edgeship", prog_name="edgeship")
+def main() -> None:
+    """From a recipe to verified, measured mobile vision models on LiteRT, ONNX Runtime and OpenVINO.
+
+    Exit codes: 0 done; 1 a gate failed; 2 bad usage or bad input; 3 a device failed; 4 a stage crashed.
+    """
+
+
+@command(main, "run")
+@_RECIPE
+@click.option("--device", "devices", multiple=True, help="A device profile, instead of the recipe's. Repeatable.")
+@click.option("--until", type=click.Choice(STAGE_NAMES), default="report", show_default=True, help="Last stage.")
+@_SET
+@_STORE
+@_SHARED_STORE
+@_RUNS
+@_JSON
+def run(
+    recipe_path: Path,
+    devices: tuple[str, ...],
+    until: str,
+    overrides: tuple[str, ...],
+    store: Path,
+    shared_store: str | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Run RECIPE: train, export, verify, measure, select, report.
+
+    A stage whose inputs did not change does no work.
+    """
+    from pipeline.recipe import load_recipes
+    from pipeline.remote_store import open_store
+    from pipeline.report import failed_gates, report_of
+    from pipeline.run_directory import write_run_directory
+    from pipeline.runner import run_recipe
+
+    recipes = load_recipes(recipe_path, overrides)
+    artifact_store = open_store(store, shared_store)
+    reports, code = [], 0
+    for recipe in recipes:
+        if len(recipes) > 1:
+            click.echo(f"== {recipe.name}", err=True)
+        with _progress() as progress:
+            result = run_recipe(recipe, artifact_store, devices=devices, until=until, tell=progress.show)
+        report = report_of(result)
+        write_run_directory(runs / recipe.name, result, report, artifact_store)
+        reports.append(report)
+        if not as_json:
+            _print_report(report, runs / recipe.name)
+        for error in result.failures:
+            code = max(code, error.exit_code)
+        broken = failed_gates(report)
+        for sentence in broken:
+            click.echo(f"{click.style('Gate failed:', fg='red', bold=True)} {sentence}.", err=True)
+        code = code or int(bool(broken))
+    if as_json:
+        click.echo(json.dumps(reports[0] if len(reports) == 1 else {"runs": reports}, indent=2))
+    sys.exit(code)
+
+
+@command(main, "report")
+@_RECIPE
+@_SET
+@_RUNS
+@_JSON
+def report_command(recipe_path: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
+    """Print the report of the last run of RECIPE again."""
+    from pipeline.recipe import load_recipes
+    from pipeline.run_directory import read_report
+
+    names = [recipe.name for recipe in load_recipes(recipe_path, overrides)]
+    reports = [read_report(runs / name) for name in names]
+    if as_json:
+        click.echo(json.dumps(reports[0] if len(reports) == 1 else {"runs": reports}, indent=2))
+        return
+    for name, report in zip(names, reports, strict=True):
+        _print_report(report, runs / name)
+
+
+@command(main, "bench")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_DEVICE
+@click.option("--threads", type=click.IntRange(1, 256), help="Threads of one inference; default the profile's.")
+@click.option("--min-count", type=click.IntRange(10), default=200, show_default=True, help="Timed inferences.")
+@click.option("--min-time", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds of them.")
+@_JSON
+def bench(
+    models: tuple[Path, ...], device_name: str, threads: int | None, min_count: int, min_time: float, as_json: bool
+) -> None:
+    """Measure MODEL files (.tflite, .onnx, .xml) side by side on a device."""
+    from devices.measurement import BenchmarkSettings
+    from devices.profile import load_profile
+    from pipeline.adhoc import benchmark_models
+
+    settings = BenchmarkSettings(min_count=min_count, min_time_s=min_time, max_time_s=max(60.0, 2 * min_time))
+    with _progress() as progress:
+        result = benchmark_models(
+            models, load_profile(device_name), num_threads=threads, settings=settings, tell=progress.show
+        )
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        rows = []
+        for case in result["cases"]:
+            latency = case["latency_ms"]
+            cells = [f"{latency[name]:.3f}" for name in ("p50", "p90", "p99", "mean", "std")] if latency else ["-"] * 5
+            more = [_cell(case[name], digits) for name, digits in (("load_ms", 1), ("first_inference_ms", 2),
+                                                                  ("peak_memory_mb", 0))]  # fmt: skip
+            rows.append((case["id"], str(case["num_threads"]), *cells, str(latency["count"] if latency else 0), *more))
+        columns = ("model", "threads", "p50 ms", "p90 ms", "p99 ms", "mean ms", "std ms", "count", "load ms",
+                   "first ms", "memory MiB")  # fmt: skip
+        _print_table(f"{result['device']} ({result['latency_label']})", columns, rows)
+    failed = [case for case in result["cases"] if case["error"]]
+    for case in failed:
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {case['error']['message']}", err=True)
+    sys.exit(max((case["error"]["exit_code"] for case in failed), default=0))
+
+
+@command(main, "eval")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", "source", required=True, help="`digits`, a folder, a .tar/.tar.gz/.tar.xz archive, or .npz.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@_DEVICE
+@_STORE
+@_SHARED_STORE
+@_JSON
+def evaluate(
+    model: Path, source: str, split: str, device_name: str, store: Path, shared_store: str | None, as_json: bool
+) -> None:
+    """Measure the accuracy and calibration of MODEL on a data set."""
+    from devices.profile import load_profile
+    from pipeline.adhoc import evaluate_model
+    from pipeline.remote_store import open_store
+
+    profile = load_profile(device_name)
+    with _progress() as progress:
+        result = evaluate_model(
+            model, source, profile, split=split, store=open_store(store, shared_store), tell=progress.show
+        )
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    low, high = result["accuracy_interval"]
+    click.echo(
+        f"{result['correct']} of {result['images']} {split} images correct: {100 * result['accuracy']:.2f} % "
+        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {100 * result['ece']:.2f} %, "
+        f"negative log-likelihood {result['nll']:.4f}, Brier score {result['brier']:.4f}"
+    )
+
+
+@command(main, "inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@_JSON
+def inspect(model: Path, as_json: bool) -> None:
+    """Read MODEL and print its inputs, outputs, operations, tensor types and sizes."""
+    from pipeline.targets import inspect_model
+
+    summary = inspect_model(model).to_dict()
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    click.echo(f"{model}: {summary['format']}, {summary['precision']}, {summary['size_bytes']:,} bytes")
+    click.echo(f"sha256 {summary['sha256']}")
+    if summary["weights_sha256"]:
+        click.echo(f"sha256 {summary['weights_sha256']} (.bin)")
+    tensors = [(kind[:-1], tensor["name"], tensor["dtype"], str(list(tensor["shape"])))
+               for kind in ("inputs", "outputs") for tensor in summary[kind]]  # fmt: skip
+    _print_table("", ("", "name", "type", "shape"), tensors)
+    _print_table("", ("operation", "count"), [(name, str(count)) for name, count in summary["operations"].items()])
+    types = [(name, str(count), f"{summary['weight_bytes'].get(name, 0):,}")
+             for name, count in summary["tensor_types"].items()]  # fmt: skip
+    _print_table("", ("tensor type", "tensors", "bytes of constants"), types)
+    if summary["float_operations"]:
+        click.echo(f"In float: {', '.join(summary['float_operations'])}")
+
+
+@main.group("recipe")
+def recipe_group() -> None:
+    """Check recipes; print their schema."""
+
+
+@command(recipe_group, "schema")
+def recipe_schema_command() -> None:
+    """Print the JSON schema of recipes, for editors that complete YAML."""
+    from pipeline.recipe import recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@command(recipe_group, "show")
+@_RECIPE
+@_SET
+@_JSON
+def recipe_show(recipe_path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE and print it with every default filled in; with a matrix, all recipes it expands to."""
+    from pipeline.recipe import load_recipes
+
+    recipes = [recipe.model_dump(mode="json") for recipe in load_recipes(recipe_path, overrides)]
+    if as_json:
+        click.echo(json.dumps(recipes[0] if len(recipes) == 1 else {"recipes": recipes}, indent=2))
+        return
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.explicit_start = len(recipes) > 1
+    for recipe in recipes:
+        yaml.dump(recipe, sys.stdout)
+
+
+@main.group("models")
+def models_group() -> None:
+    """The networks that recipes can name."""
+
+
+@command(models_group, "list")
+@_JSON
+def models_list(as_json: bool) -> None:
+    """List the networks with their parameters, multiply-adds and published accuracy."""
+    rows = _with_quiet_backend(lambda models: [models.describe(name) for name in models.MODELS])
+    if as_json:
+        click.echo(json.dumps({"models": rows}, indent=2))
+        return
+    cells = [
+        (row["name"], row["family"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.0f} M",
+         "x".join(map(str, row["resolution"])), "-" if row["top1"] is None else f"{row['top1']:.1f} %", row["source"])
+        for row in rows
+    ]  # fmt: skip
+    _print_table("", ("name", "family", "parameters", "multiply-adds", "resolution", "top-1", "source"), cells)
+
+
+@command(models_group, "show")
+@click.argument("name")
+@click.option("--size", type=(int, int), default=None, metavar="HEIGHT WIDTH", help="Image size in pixels.")
+@click.option("--width", type=float, default=1.0, show_default=True, help="Width multiplier.")
+@click.option("--classes", type=click.IntRange(2), default=1000, show_default=True, help="Number of logits.")
+@_JSON
+def models_show(name: str, size: tuple[int, int] | None, width: float, classes: int, as_json: bool) -> None:
+    """Show a network's facts and its layers."""
+    from dataclasses import asdict
+
+    from pipeline.errors import InputError
+
+    def facts(models: Any) -> dict[str, Any]:
+        shape = (*(size or (models.find(name).resolution,) * 2), 3)
+        described = models.describe(name, input_shape=shape, width=width, num_classes=classes)
+        model = models.build(name, input_shape=shape, width=width, num_classes=classes)
+        return {**described, "layers": [asdict(row) for row in models.layer_table(model)]}
+
+    try:
+        described = _with_quiet_backend(facts)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    layers = described.pop("layers")
+    for key, value in described.items():
+        click.echo(f"{key}: {value}")
+    rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()) for row in layers]
+    _print_table("", tuple(layers[0]), rows)
+
+
+@main.group("devices")
+def devices_group() -> None:
+    """The boards that models are measured on."""
+
+
+@command(devices_group, "list")
+@_JSON
+def devices_list(as_json: bool) -> None:
+    """List the device profiles."""
+    from devices.profile import list_profiles, load_profile
+
+    profiles = [load_profile(name) for name in list_profiles()]
+    if as_json:
+        click.echo(json.dumps({"devices": [profile.model_dump(mode="json") for profile in profiles]}, indent=2))
+        return
+    rows = [(profile.name, profile.transport.kind, profile.latency_label, ", ".join(profile.preference),
+             profile.description) for profile in profiles]  # fmt: skip
+    _print_table("", ("name", "transport", "latencies", "runtimes", "description"), rows)
+
+
+@command(devices_group, "show")
+@click.argument("name")
+@_JSON
+def devices_show(name: str, as_json: bool) -> None:
+    """Show a device profile."""
+    from devices.profile import load_profile
+
+    profile = load_profile(name).model_dump(mode="json")
+    if as_json:
+        click.echo(json.dumps(profile, indent=2))
+        return
+    for key, value in profile.items():
+        click.echo(f"{key}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+
+
+@command(devices_group, "facts")
+@click.argument("name")
+@_JSON
+def devices_facts(name: str, as_json: bool) -> None:
+    """Ask a device what it is: processor, memory, governor, load, installed runtimes."""
+    from devices.profile import load_profile
+    from devices.transports import open_transport
+
+    with open_transport(load_profile(name)).start_agent() as agent:
+        facts = agent.request("facts", timeout_s=60.0)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+
+
+@main.group("store")
+def store_group() -> None:
+    """The artifact store."""
+
+
+@command(store_group, "ls")
+@_STORE
+@_JSON
+def store_ls(store: Path, as_json: bool) -> None:
+    """List the artifacts: stage, key, size, age, and whether a run uses them."""
+    from pipeline.artifacts import ArtifactStore
+    from pipeline.store_maintenance import artifact_size, used_keys
+
+    artifact_store = ArtifactStore(store)
+    used = used_keys(artifact_store)
+    rows = [
+        {
+            "stage": artifact.manifest.stage,
+            "key": artifact.manifest.key,
+            "size_bytes": artifact_size(artifact),
+            "created": artifact.manifest.created,
+            "used": artifact.manifest.key in used,
+            "path": str(artifact.directory),
+        }
+        for artifact in artifact_store.artifacts()
+    ]
+    if as_json:
+        click.echo(json.dumps({"store": str(artifact_store.directory), "artifacts": rows}, indent=2))
+        return
+    cells = [(row["stage"], row["key"], f"{row['size_bytes'] / 1024:,.0f} KiB", row["created"],
+              "yes" if row["used"] else "no") for row in rows]  # fmt: skip
+    _print_table(str(artifact_store.directory), ("stage", "key", "size", "created", "used"), cells)
+
+
+@command(store_group, "gc")
+@click.option("--older-than", type=click.FloatRange(0), default=7.0, show_default=True, help="Age in days.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@_STORE
+@_JSON
+def store_gc(older_than: float, dry_run: bool, store: Path, as_json: bool) -> None:
+    """Remove artifacts that no run uses, interrupted work and quarantine."""
+    from pipeline.artifacts import ArtifactStore
+    from pipeline.store_maintenance import collect
+
+    removed = collect(ArtifactStore(store), older_than_s=older_than * 86400, dry_run=dry_run)
+    size = sum(leftover.size_bytes for leftover in removed)
+    if as_json:
+        rows = [{"kind": each.kind, "path": str(each.path), "size_bytes": each.size_bytes} for each in removed]
+        click.echo(json.dumps({"dry_run": dry_run, "removed": rows, "size_bytes": size}, indent=2))
+        return
+    for leftover in removed:
+        click.echo(f"{leftover.kind}: {leftover.path.name} ({leftover.size_bytes / 1024:,.0f} KiB)")
+    click.echo(f"{'Would remove' if dry_run else 'Removed'} {len(removed)} directories, {size / 2**20:,.1f} MiB.")
+
+
+def _progress() -> Any:
+    """Returns a live display on a terminal, plain lines elsewhere; both write to standard error."""
+    from pipeline.progress import LiveProgress, PlainProgress
+
+    if sys.stderr.isatty() and not os.environ.get("CI"):
+        from rich.console import Console
+
+        return LiveProgress(Console(stderr=True))
+    return PlainProgress(lambda line: click.echo(line, err=True))
+
+
+def _print_report(report: dict[str, Any], directory: Path) -> None:
+    from pipeline.report import TABLE_COLUMNS, summary_lines, table_rows
+
+    devices = [row["device"] for row in report["devices"]]
+    if report["artifacts"]:
+        for device in devices or [""]:
+            mode = next((f" ({row['mode']})" for row in report["devices"] if row["device"] == device), "")
+            _print_table(f"{report['recipe']} on {device}{mode}" if device else report["recipe"], TABLE_COLUMNS,
+                         table_rows(report, device))  # fmt: skip
+    for line in summary_lines(report):
+        click.echo(line)
+    seconds = sum(row["seconds"] for row in report["stages"])
+    cached = sum(row["cached"] for row in report["stages"])
+    click.echo(f"{len(report['stages'])} stages, {cached} of them cached, {seconds:.1f} s. Report: {directory}/report.md")
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    numeric = [all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
+    for column, right in zip(columns, numeric, strict=True):
+        table.add_column(column, justify="right" if right and rows else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False).print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell.strip("-+0123456789.,–% ") or cell.strip("-") == ""
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _with_quiet_backend(function: Callable[[Any], Any]) -> Any:
+    """Calls a function with the package `models` and a Keras backend that keeps quiet."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import models
+
+    return function(models)
+
+
+if __name__ == "__main__":
+    main()

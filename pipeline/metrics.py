@@ -1,0 +1,126 @@
+"""Accuracy, calibration and parity of logits.
+
+All functions take logits `(images, classes)` float32 and labels `(images,)` integers, and compute in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.integer[Any]]
+
+CALIBRATION_BINS = 15
+Z_95 = 1.959963984540054
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Returns the logarithm of the softmax over classes."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def count_correct(logits: Logits, labels: Labels) -> int:
+    """Returns how many images have their label as the class of the largest logit (the first one on a tie)."""
+    return int((logits.argmax(axis=1) == labels).sum())
+
+
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """Returns the 95 % Wilson score interval of an accuracy (Wilson 1927, Brown et al. 2001).
+
+    Raises:
+        ValueError: `count` is not positive or `correct` is outside 0..count.
+    """
+    if count < 1 or not 0 <= correct <= count:
+        raise ValueError(f"{correct} of {count} is no accuracy.")
+    share = correct / count
+    centre = share + Z_95**2 / (2 * count)
+    spread = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
+    scale = 1 + Z_95**2 / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def negative_log_likelihood(logits: Logits, labels: Labels) -> float:
+    """Returns the mean negative log-likelihood in nats."""
+    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def brier_score(logits: Logits, labels: Labels) -> float:
+    """Returns the mean squared distance of the probabilities from the one-hot label (Brier 1950), 0..2."""
+    probabilities = np.exp(log_softmax(logits))
+    probabilities[np.arange(len(labels)), labels] -= 1.0
+    return float((probabilities**2).sum(axis=1).mean())
+
+
+def expected_calibration_error(logits: Logits, labels: Labels, *, bins: int = CALIBRATION_BINS) -> float:
+    """Returns the expected calibration error over bins of equal width (Guo et al. 2017, equation 3), 0..1."""
+    probabilities = np.exp(log_softmax(logits))
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    error = 0.0
+    for index in range(bins):
+        inside = which == index
+        if inside.any():
+            error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    return float(error)
+
+
+def calibration_summary(logits: Logits, labels: Labels) -> dict[str, float]:
+    """Returns calibration error (15 bins), negative log-likelihood, Brier score and accuracy."""
+    return {
+        "ece": expected_calibration_error(logits, labels),
+        "nll": negative_log_likelihood(logits, labels),
+        "brier": brier_score(logits, labels),
+        "accuracy": count_correct(logits, labels) / len(labels),
+    }
+
+
+def fit_temperature(logits: Logits, labels: Labels) -> float:
+    """Returns the T > 0 that minimises the negative log-likelihood of softmax(logits / T) (Guo et al. 2017, 4.2).
+
+    T is searched in 0.05..20: on a split that is classified without a mistake the likelihood has no minimum.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(logits / math.exp(log_temperature), labels)
+
+    found = minimize_scalar(
+        loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded", options={"xatol": 1e-6}
+    )
+    return float(math.exp(found.x))
+
+
+def parity(reference: Logits, logits: Logits) -> dict[str, float | None]:
+    """Compares logits with the reference's on the same images.
+
+    Returns:
+        `logit_range` (largest minus smallest reference logit), `max_logit_difference` and
+        `mean_logit_difference` as shares of that range, `snr_db` (power of the reference over power of the
+        difference, in decibels; None where they are equal to the bit), `top1_agreement` (0..1).
+
+    Raises:
+        ValueError: The shapes differ, or a logit is not finite.
+    """
+    if reference.shape != logits.shape:
+        raise ValueError(f"Reference logits are {reference.shape}, the others {logits.shape}.")
+    if not (np.isfinite(reference).all() and np.isfinite(logits).all()):
+        raise ValueError("A logit is NaN or infinite.")
+    expected = reference.astype(np.float64)
+    difference = logits.astype(np.float64) - expected
+    logit_range = float(expected.max() - expected.min()) or 1.0
+    noise = float((difference**2).mean())
+    signal = float((expected**2).mean())
+    return {
+        "logit_range": logit_range,
+        "max_logit_difference": float(np.abs(difference).max()) / logit_range,
+        "mean_logit_difference": float(np.abs(difference).mean()) / logit_range,
+        "snr_db": None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
+        "top1_agreement": float((reference.argmax(axis=1) == logits.argmax(axis=1)).mean()),
+    }

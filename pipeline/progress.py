@@ -1,0 +1,155 @@
+"""Progress events in words: plain lines for a pipe, a live display for a terminal. Nothing here prints by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Write = Callable[[str], None]
+
+_QUIET_S = 10.0
+
+
+class Progress(Protocol):
+    """Shows progress events; use it as a context manager."""
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Takes one event."""
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def stage_line(event: dict[str, Any]) -> str | None:
+    """Returns the line for a change of a stage's state; None for an event that is none."""
+    state, name = event.get("state"), event.get("stage", "")
+    if state == "cached":
+        return f"{name}: cached"
+    if state == "done":
+        return f"{name}: done in {event['seconds']:.1f} s"
+    if state == "failed":
+        return f"{name}: FAILED: {event['message']}"
+    if state == "running":
+        return f"{name}: running"
+    return None
+
+
+def step_text(event: dict[str, Any]) -> str | None:
+    """Returns what an event says about work in progress; None where it says nothing a person wants to read."""
+    if "epoch_done" in event:
+        record = event["epoch_done"]
+        return (
+            f"epoch {record['epoch']}/{event['epochs']}: loss {record['loss']:.4f}, accuracy "
+            f"{record['accuracy']:.4f}, validation accuracy {record['validation_accuracy']:.4f}, "
+            f"{record['seconds']:.1f} s"
+        )
+    if "epoch" in event:
+        return (
+            f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.4f}, "
+            f"accuracy {event['accuracy']:.4f}, {_duration(event['left_s'])} left"
+        )
+    if "cases_done" in event:
+        return f"{event['cases_done']} of {event['cases']} models measured"
+    if "case" in event and event.get("state") == "loading":
+        return f"loading {event['case']}"
+    if "message" in event:
+        return str(event["message"])
+    return None
+
+
+class PlainProgress:
+    """One line for each stage and epoch, and for anything else at most one every ten seconds.
+
+    Args:
+        write: Takes a line without its end.
+    """
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._last = 0.0
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Writes the event's line, if it has one and it is time."""
+        if "warning" in event:
+            self._write(f"warning: {event['warning']}")
+            return
+        line = stage_line(event)
+        if line is None:
+            text = step_text(event)
+            now = time.monotonic()
+            if text is None or ("epoch_done" not in event and now - self._last < _QUIET_S):
+                return
+            self._last = now
+            line = f"{event.get('stage', '')}: {text}".removeprefix(": ")
+        self._write(line)
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class LiveProgress:
+    """A bar for the stage at work, and one line above it for each stage that is done.
+
+    Args:
+        console: A `rich.console.Console`.
+    """
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.fields[stage]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: Any = None
+        self._stage = ""
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Updates the display."""
+        if "warning" in event:
+            self._progress.console.print(f"[yellow]warning:[/] {event['warning']}", highlight=False)
+            return
+        self._enter(str(event.get("stage", "")))
+        state = event.get("state")
+        if state in ("cached", "done", "failed") and "seconds" in event:
+            mark = {"cached": "[dim]cached[/]", "done": f"[green]done[/] in {event['seconds']:.1f} s"}.get(
+                str(state), "[red]failed[/]"
+            )
+            self._progress.console.print(f"{event['stage']:<28} {mark}", highlight=False)
+            return
+        text = step_text(event)
+        self._progress.update(
+            self._task,
+            description=text if text is not None else self._progress.tasks[0].description,
+            total=event.get("total"),
+            completed=event.get("done", 0),
+        )
+
+    def _enter(self, stage: str) -> None:
+        if self._task is None:
+            self._task = self._progress.add_task("", total=None, stage=stage)
+        elif stage != self._stage:
+            self._progress.reset(self._task, total=None, description="", stage=stage)
+        self._stage = stage
+
+    def __enter__(self) -> LiveProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

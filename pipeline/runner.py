@@ -1,0 +1,295 @@
+"""Runs a recipe: the one place that knows the order of the stages.
+
+    data -> train -> calibrate -> export (each target x precision) -> verify (each) -> benchmark -> select (each device)
+
+A stage whose artifact is in the store does no work. The report is written by `pipeline.run_directory`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from devices.board.facts import parse_cpu_features, parse_cpu_model
+from devices.errors import DeviceError
+from devices.profile import DeviceProfile, load_profile
+from pipeline.artifacts import Artifact, ArtifactStore, Manifest
+from pipeline.errors import EdgeshipError, InputError, StageError
+from pipeline.executor import StageExecutor
+from pipeline.keys import artifact_key, code_digest, tool_versions
+from pipeline.network import FAKE_NETWORK
+from pipeline.recipe import Recipe
+from pipeline.stages.base import Stage, Tell
+from pipeline.stages.benchmark import BenchmarkStage
+from pipeline.stages.calibrate import CalibrateStage
+from pipeline.stages.data import DataStage
+from pipeline.stages.export import ExportStage
+from pipeline.stages.fake import FakeCalibrateStage, FakeTrainStage
+from pipeline.stages.select import SelectStage
+from pipeline.stages.train import TrainStage
+from pipeline.stages.verify import VerifyStage
+
+STAGES = ("data", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
+"""In the order in which they run."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What became of one stage.
+
+    Attributes:
+        name: Such as `train`, `export/litert/int8`, `benchmark/local`.
+        key: Of its artifact; empty where it failed before it had one.
+        cached: Whether the artifact was there already.
+        seconds: That this run spent on it.
+        error: Why there is no artifact; None where there is.
+    """
+
+    name: str
+    key: str
+    cached: bool
+    seconds: float
+    error: str | None = None
+
+
+@dataclass
+class RunResult:
+    """What a run made.
+
+    Attributes:
+        recipe: What was run.
+        profiles: The devices, in the recipe's order.
+        artifacts: By the name of the stage record.
+        stages: Records, in the order of the run.
+        failures: Errors of single exports, verifications and devices; the rest of the run went on.
+    """
+
+    recipe: Recipe
+    profiles: tuple[DeviceProfile, ...]
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    stages: list[StageRecord] = field(default_factory=list)
+    failures: list[EdgeshipError | DeviceError] = field(default_factory=list)
+
+
+def run_recipe(
+    recipe: Recipe,
+    store: ArtifactStore,
+    *,
+    devices: Sequence[str] = (),
+    until: str = "report",
+    tell: Tell,
+) -> RunResult:
+    """Runs the stages of a recipe up to `until`.
+
+    Args:
+        recipe: What to run.
+        store: Where artifacts are looked up and published.
+        devices: Instead of the recipe's.
+        until: The last stage of `STAGES` that runs.
+        tell: Takes progress events; each names its `stage`.
+
+    Returns:
+        All artifacts. Failures of single exports, verifications and devices are in it; they don't end the run.
+
+    Raises:
+        EdgeshipError: A stage that everything else hangs on failed.
+        DeviceError: A device profile can't be used.
+    """
+    profiles = tuple(load_profile(name) for name in (devices or recipe.devices))
+    names = [profile.name for profile in profiles]
+    if len(set(names)) != len(names):
+        raise InputError(f"The devices {', '.join(names)} name one twice; name each once.")
+    result = RunResult(recipe, profiles)
+    with _Run(recipe, store, result, tell) as run:
+        run.until(until)
+    return result
+
+
+def make_artifact(stage: Stage, store: ArtifactStore, tell: Tell) -> Artifact:
+    """Takes the artifact of a stage without inputs from the store, or makes it.
+
+    Raises:
+        EdgeshipError: The stage failed.
+    """
+    with StageExecutor(lambda event: tell({"stage": stage.stage, **event})) as executor:
+        artifact, _ = _take_or_make(stage.stage, stage, {}, store=store, executor=executor, tell=tell)
+    return artifact
+
+
+class _Run:
+    """One run of a recipe."""
+
+    def __init__(self, recipe: Recipe, store: ArtifactStore, result: RunResult, tell: Tell) -> None:
+        self._recipe, self._store, self._result, self._tell = recipe, store, result, tell
+        self._name = ""
+        self._executor = StageExecutor(lambda event: tell({"stage": self._name, **event}))
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.close()
+
+    def until(self, last: str) -> None:
+        """Runs the stages in order."""
+        steps = {
+            "data": self._data,
+            "train": self._train,
+            "calibrate": self._calibrate,
+            "export": self._export,
+            "verify": self._verify,
+            "benchmark": self._benchmark,
+            "select": self._select,
+        }
+        for name in STAGES[: STAGES.index(last) + 1]:
+            if name in steps:
+                steps[name]()
+
+    def _data(self) -> None:
+        self._make("data", DataStage(source=self._recipe.data), {})
+
+    def _train(self) -> None:
+        recipe = self._recipe
+        stage: Stage
+        if recipe.model.name == FAKE_NETWORK:
+            stage = FakeTrainStage()
+        else:
+            stage = TrainStage(model=recipe.model, train=recipe.train, backend=recipe.train.resolved_backend())
+        self._make("train", stage, {"data": "data"})
+
+    def _calibrate(self) -> None:
+        recipe = self._recipe
+        kind = FakeCalibrateStage if recipe.model.name == FAKE_NETWORK else CalibrateStage
+        stage = kind(calibrate=recipe.calibrate, quantization=recipe.quantization)
+        self._make("calibrate", stage, {"data": "data", "train": "train"})
+
+    def _export(self) -> None:
+        for target in self._recipe.export.targets:
+            for precision in self._recipe.export.precisions:
+                stage = ExportStage(target=target, precision=precision, reduce_range=self._reduce_range(target, precision))
+                self._try(f"export/{target}/{precision}", stage, {"calibrate": "calibrate"})
+
+    def _verify(self) -> None:
+        for name in self._exported():
+            label = name.removeprefix("export/")
+            stage = VerifyStage(target=label.split("/")[0], host=host_facts())
+            self._try(f"verify/{label}", stage, {"calibrate": "calibrate", "export": name})
+
+    def _benchmark(self) -> None:
+        for profile in self._result.profiles:
+            host = host_facts() if profile.transport.kind == "local" else {}
+            stage = BenchmarkStage(benchmark=self._recipe.benchmark, profile=profile, host=host)
+            roles = {name: name for name in self._exported()}
+            self._try(f"benchmark/{profile.name}", stage, {"data": "data", **roles})
+
+    def _select(self) -> None:
+        for profile in self._result.profiles:
+            benchmark = f"benchmark/{profile.name}"
+            if benchmark not in self._result.artifacts:
+                continue
+            stage = SelectStage(
+                gates=self._recipe.gates,
+                select=self._recipe.select,
+                device=profile.name,
+                budgets=profile.budgets.model_dump(),
+            )
+            roles = {name: name for name in self._result.artifacts if name.startswith(("export/", "verify/"))}
+            self._try(f"select/{profile.name}", stage, {"benchmark": benchmark, **roles})
+
+    def _exported(self) -> list[str]:
+        return [name for name in self._result.artifacts if name.startswith("export/")]
+
+    def _reduce_range(self, target: str, precision: str) -> bool:
+        """Whether a device of this run is an x86 processor whose 8-bit products saturate in 16 bits."""
+        if target != "onnxruntime" or precision != "int8":
+            return False
+        return any(_saturates(profile) for profile in self._result.profiles)
+
+    def _try(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> None:
+        """Makes an artifact; where that fails for a reason of its own, notes it and lets the run go on."""
+        started = time.monotonic()
+        try:
+            self._make(name, stage, inputs)
+        except (StageError, DeviceError) as error:
+            seconds = time.monotonic() - started
+            self._result.failures.append(error)
+            self._result.stages.append(StageRecord(name, "", cached=False, seconds=seconds, error=error.message))
+            self._tell({"stage": name, "state": "failed", "seconds": seconds, "message": error.message})
+
+    def _make(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> None:
+        """Takes an artifact from the store, or makes and publishes it, under the lock of its key."""
+        self._name = name
+        started = time.monotonic()
+        sources = {role: self._result.artifacts[source] for role, source in inputs.items()}
+        artifact, cached = _take_or_make(
+            name, stage, sources, store=self._store, executor=self._executor, tell=self._tell
+        )
+        self._result.artifacts[name] = artifact
+        seconds, key = time.monotonic() - started, artifact.manifest.key
+        self._result.stages.append(StageRecord(name, key, cached=cached, seconds=seconds))
+        self._tell({"stage": name, "state": "cached" if cached else "done", "seconds": seconds, "key": key})
+
+
+def _take_or_make(
+    name: str,
+    stage: Stage,
+    sources: Mapping[str, Artifact],
+    *,
+    store: ArtifactStore,
+    executor: StageExecutor,
+    tell: Tell,
+) -> tuple[Artifact, bool]:
+    """Returns an artifact and whether it was there; makes and publishes it under the lock of its key if not."""
+    plan = _plan(stage, sources)
+    artifact = store.get(plan.stage, plan.key)
+    if artifact is not None:
+        return artifact, True
+    tell({"stage": name, "state": "waiting", "key": plan.key})
+    with store.lock(plan.key):
+        artifact = store.get(plan.stage, plan.key)
+        if artifact is not None:
+            return artifact, True
+        tell({"stage": name, "state": "running", "key": plan.key})
+        for source in sources.values():
+            store.verify(source)
+        started = time.monotonic()
+        work = store.workspace(plan.key, resumable=stage.resumable)
+        metrics = executor.run(stage, {role: source.directory for role, source in sources.items()}, work)
+        manifest = dataclasses.replace(plan, metrics=metrics, wall_time_s=round(time.monotonic() - started, 3))
+        return store.publish(work, manifest), False
+
+
+def _plan(stage: Stage, sources: Mapping[str, Artifact]) -> Manifest:
+    """Returns the manifest of an artifact as far as it is known before the work: all that its key is made of."""
+    parts: dict[str, Any] = {
+        "config": stage.key_config(),
+        "inputs": {role: source.manifest.key for role, source in sources.items()},
+        "code": code_digest(type(stage).__module__, *stage.other_code),
+        "tools": tool_versions(stage.tool_names()),
+        "fingerprint": stage.fingerprint(),
+    }
+    return Manifest(
+        stage=stage.stage, key=artifact_key(stage.stage, **parts), **parts, metrics={}, wall_time_s=0.0
+    )
+
+
+def host_facts() -> dict[str, Any]:
+    """Returns what tells this machine's processor from another: results measured here belong to it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    return {"cpu": parse_cpu_model(text), "features": parse_cpu_features(text), "cores": os.cpu_count()}
+
+
+def _saturates(profile: DeviceProfile) -> bool:
+    if profile.transport.kind == "local":
+        features: Sequence[str] = host_facts()["features"]
+    else:
+        features = profile.cpu_features or ()
+    return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)

@@ -1,0 +1,49 @@
+"""Where labelled images come from: one file a source, and the table of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.sources.base import (
+    SPLITS,
+    DecodedImage,
+    Problem,
+    Reading,
+    Sample,
+    Source,
+    SourceConfig,
+    Split,
+)
+from pipeline.sources.decode import decode_image
+from pipeline.sources.digits import DigitsConfig
+from pipeline.sources.image_folder import ImageFolderConfig
+from pipeline.sources.npz import NpzConfig
+
+SOURCES: dict[str, type[DigitsConfig] | type[ImageFolderConfig] | type[NpzConfig]] = {
+    "digits": DigitsConfig,
+    "image_folder": ImageFolderConfig,
+    "npz": NpzConfig,
+}
+"""By the name that a recipe gives in `data: {source: ...}`."""
+
+DataConfig = Annotated[DigitsConfig | ImageFolderConfig | NpzConfig, Field(discriminator="source")]
+"""The data section of a recipe: one of `SOURCES`, told apart by its field `source`."""
+
+__all__ = [
+    "SOURCES",
+    "SPLITS",
+    "DataConfig",
+    "DecodedImage",
+    "DigitsConfig",
+    "ImageFolderConfig",
+    "NpzConfig",
+    "Problem",
+    "Reading",
+    "Sample",
+    "Source",
+    "SourceConfig",
+    "Split",
+    "decode_image",
+]

@@ -1,0 +1,153 @@
+"""What a source of labelled images is, and the fields that every source shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from devices.board.preprocess import Preprocess
+from pipeline.stages.base import FrozenConfig
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+Pixels = NDArray[np.uint8]
+"""An image `(height, width, 3)`, RGB, 0..255."""
+
+Length = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image as RGB.
+
+    Args:
+        pixels: `(height, width, 3)`, uint8, with the orientation that a camera stored already applied.
+        mode: How the pixels were stored, by Pillow's name: `L`, `RGB`, `RGBA`, `P`, `I;16`, `CMYK`.
+    """
+
+    pixels: Pixels
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image that is not decoded yet.
+
+    Args:
+        name: Unique inside the source: a path relative to its root, or an array's name and an index.
+        split: What the source says; None throughout a source that has no splits.
+        label: The name of the class.
+        digest: SHA-256 of the file's bytes; for an array of its dtype, shape and pixel bytes.
+        decode: Decodes the image, or raises `DataError` with the reason why it can't.
+    """
+
+    name: str
+    split: Split | None
+    label: str
+    digest: str
+    decode: Callable[[], DecodedImage]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that is left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One pass over a source.
+
+    Args:
+        classes: The names of the classes, in the order of their indices.
+        num_images: How many items will come.
+        items: The samples, in any order; a `Problem` in place of an image that can't be read.
+        ignored: Files that are no images, or that are refused, and are therefore not among the items.
+    """
+
+    classes: tuple[str, ...]
+    num_images: int
+    items: Iterator[Sample | Problem]
+    ignored: tuple[Problem, ...] = ()
+
+
+class Source(Protocol):
+    """Where labelled images come from."""
+
+    def fingerprint(self) -> str:
+        """A text that changes when the content changes, cheap enough for a run that does no other work.
+
+        Raises:
+            DataError: If there is nothing at the source's path.
+        """
+        ...
+
+    def read(self) -> Reading:
+        """Starts a pass over all samples.
+
+        Raises:
+            DataError: If the source as a whole can't be used.
+        """
+        ...
+
+
+class SourceConfig(FrozenConfig):
+    """The fields that every source has in a recipe's `data` section.
+
+    Args:
+        size: Height and width of the images that the network sees.
+        resize: See `devices.board.preprocess.Preprocess`.
+        crop: See `devices.board.preprocess.Preprocess`.
+        interpolation: See `devices.board.preprocess.Preprocess`.
+        crop_fraction: See `devices.board.preprocess.Preprocess`.
+        seed: Shapes the splits that are drawn, and nothing else here.
+        validation_fraction: Share of the images that a validation split is drawn from. Not used by a source
+            that has both a validation and a test split.
+        test_fraction: Share of the images that a test split is drawn from. Not used by a source that has one.
+        on_unreadable: What an image that can't be decoded means: `error` ends the stage, `skip` lists it in
+            `dataset.json` and goes on without it.
+        min_images_per_class: A class with fewer images is an error.
+    """
+
+    size: tuple[Length, Length]
+    resize: Literal["stretch", "shorter_side"] = "stretch"
+    crop: Literal["none", "center"] = "none"
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    crop_fraction: float = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    on_unreadable: Literal["error", "skip"] = "error"
+    min_images_per_class: Annotated[int, Field(ge=2)] = 2
+
+    @model_validator(mode="after")
+    def _is_a_preprocess_record(self) -> Self:
+        self.preprocess()
+        return self
+
+    @model_validator(mode="after")
+    def _leave_images_for_training(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} and test_fraction {self.test_fraction} "
+                "leave no images for training: choose fractions whose sum is below 1"
+            )
+        return self
+
+    def preprocess(self) -> Preprocess:
+        """The record that training, evaluation and the board share."""
+        return Preprocess(
+            size=self.size,
+            resize=self.resize,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            crop_fraction=self.crop_fraction,
+        )

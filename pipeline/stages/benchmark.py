@@ -1,0 +1,138 @@
+"""Measures all exported models of a run on one device, interleaved, through the device's agent."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from devices.errors import DeviceError
+from devices.measurement import BenchmarkSettings, Case, benchmark, predict
+from devices.profile import DeviceProfile
+from pipeline.artifacts import read_manifest
+from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
+from pipeline.stages.base import FrozenConfig, Stage, Tell
+
+RESULT_FILE = "benchmark.json"
+
+
+class BenchmarkConfig(FrozenConfig):
+    """How long is measured.
+
+    Attributes:
+        num_threads: Of one inference; None takes the device profile's.
+        min_count: Timed inferences of each model, at least.
+        min_time_s: Time that they take together, at least.
+        max_time_s: Time after which a model is stopped, whatever its count.
+        warm_up_count: Untimed inferences before, at least.
+        warm_up_time_s: Time that they take, at least.
+        seed: Of the order in which the models take turns.
+    """
+
+    num_threads: int | None = Field(default=None, ge=1, le=256)
+    min_count: int = Field(default=200, ge=10)
+    min_time_s: float = Field(default=1.0, ge=0)
+    max_time_s: float = Field(default=60.0, gt=0)
+    warm_up_count: int = Field(default=10, ge=1)
+    warm_up_time_s: float = Field(default=0.5, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.max_time_s < self.min_time_s:
+            raise ValueError(
+                f"benchmark.max_time_s ({self.max_time_s:g}) is shorter than min_time_s ({self.min_time_s:g})."
+            )
+        return self
+
+    def settings(self) -> BenchmarkSettings:
+        """Returns these as the measuring code takes them."""
+        return BenchmarkSettings(**self.model_dump(exclude={"num_threads"}))
+
+
+class BenchmarkStage(Stage):
+    """Reads `data` and one `export/<target>/<precision>` for each model; writes `benchmark.json`.
+
+    Attributes:
+        benchmark: How long.
+        profile: The device.
+        host: Facts that tell one machine from another, for a device that is this machine.
+    """
+
+    stage: ClassVar[str] = "benchmark"
+    runs_in_child: ClassVar[bool] = False
+    other_code: ClassVar[tuple[str, ...]] = ("devices.board.*",)
+    tools: ClassVar[tuple[str, ...]] = ("ai-edge-litert", "numpy", "onnxruntime", "openvino")
+
+    benchmark: BenchmarkConfig
+    profile: DeviceProfile
+    host: dict[str, Any]
+
+    def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
+        """Measures latency and memory of all models side by side, then accuracy of each.
+
+        A model that fails on the device loses only its own numbers.
+
+        Raises:
+            DeviceError: The device itself can't be used.
+        """
+        cases = [
+            _case(role.removeprefix("export/"), directory, self.benchmark.num_threads)
+            for role, directory in inputs.items()
+            if role.startswith("export/")
+        ]
+        result = benchmark(self.profile, cases, self.benchmark.settings(), tell=tell).model_dump(mode="json")
+        for case, measured in zip(cases, result["cases"], strict=True):
+            if measured["error"] is None:
+                measured |= self._accuracy(case, inputs["data"], out_dir, tell)
+        (out_dir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return {
+            "device": self.profile.name,
+            "mode": self.profile.latency_label,
+            "facts": result["facts"],
+            "load_average_before": result["load_average_before"],
+            "load_average_after": result["load_average_after"],
+            "warnings": result["warnings"],
+            "cases": result["cases"],
+        }
+
+    def _accuracy(self, case: Case, data: Path, out_dir: Path, tell: Tell) -> dict[str, Any]:
+        labels = np.load(data / "test_labels.npy")
+        tell({"message": f"accuracy of {case.id} on {len(labels)} test images"})
+        with tempfile.TemporaryDirectory(prefix=".logits-", dir=out_dir) as scratch:
+            logits_path = Path(scratch) / "logits.npy"
+            try:
+                predict(
+                    self.profile,
+                    case,
+                    str(data / "test_images.npy"),
+                    str(data / "test_labels.npy"),
+                    str(logits_path),
+                    tell=tell,
+                )
+            except DeviceError as error:
+                return {"accuracy": None, "accuracy_reason": error.message}
+            logits = np.load(logits_path)
+        correct = count_correct(logits, labels)
+        return {
+            "accuracy": correct / len(labels),
+            "accuracy_interval": list(accuracy_interval(correct, len(labels))),
+            "ece": calibration_summary(logits, labels)["ece"],
+        }
+
+
+def _case(label: str, directory: Path, num_threads: int | None) -> Case:
+    exported = read_manifest(directory).metrics
+    return Case(
+        id=label,
+        runtime=exported["target"],
+        path=str(directory / exported["model"]),
+        sha256=exported["graph"]["sha256"],
+        weights_sha256=exported["graph"]["weights_sha256"],
+        num_threads=num_threads,
+    )

@@ -1,0 +1,122 @@
+"""Exports the calibrated network to one target in one precision, and reads back what the file holds."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import model_validator
+
+from pipeline.errors import StageError
+from pipeline.stages.base import FrozenConfig, Stage, Tell
+from pipeline.targets import TARGETS
+from pipeline.targets.base import Calibration, ExportableNetwork
+from pipeline.targets.saved_model import KerasExportable
+
+TargetName = Literal["litert", "onnxruntime", "openvino", "fake"]
+Precision = Literal["float32", "float16", "int8"]
+
+
+class ExportConfig(FrozenConfig):
+    """What is exported: every target in every precision.
+
+    Attributes:
+        targets: Keys of `pipeline.targets.TARGETS`.
+        precisions: `float32`, `float16`, `int8`.
+    """
+
+    targets: tuple[TargetName, ...] = ("litert", "onnxruntime", "openvino")
+    precisions: tuple[Precision, ...] = ("float32", "float16", "int8")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name, values in (("targets", self.targets), ("precisions", self.precisions)):
+            if not values:
+                raise ValueError(f"export.{name} is empty: name at least one.")
+            if len(set(values)) != len(values):
+                raise ValueError(f"export.{name} names one twice: {', '.join(values)}.")
+        for target in self.targets:
+            for precision in self.precisions:
+                if precision not in TARGETS[target].precisions:
+                    raise ValueError(
+                        f"{target} has no {precision}; it has {', '.join(TARGETS[target].precisions)}."
+                    )
+        return self
+
+
+class ExportStage(Stage):
+    """Reads `calibrate`; writes one model.
+
+    Attributes:
+        target: Key of `TARGETS`.
+        precision: What is asked for; what the file holds is in the metrics.
+        reduce_range: Whether int8 weights keep to 7 bits (`Calibration.reduce_range`).
+    """
+
+    stage: ClassVar[str] = "export"
+
+    target: TargetName
+    precision: Precision
+    reduce_range: bool = False
+
+    def tool_names(self) -> tuple[str, ...]:
+        """Those of the target."""
+        return TARGETS[self.target].tools
+
+    def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
+        """Converts and inspects.
+
+        Raises:
+            StageError: The converter failed, or the file holds another precision than asked for.
+        """
+        target = TARGETS[self.target]
+        source = inputs["calibrate"]
+        tell({"message": f"{self.target} {self.precision}"})
+        images = np.load(source / "calibration_images.npy")
+        network = _exportable(self.target, source, out_dir.parent)
+        path = target.export(network, self.precision, Calibration(images, self.reduce_range), out_dir)
+        summary = target.inspect(path)
+        if summary.precision != self.precision:
+            raise StageError(
+                f"{self.target} was asked for {self.precision}, but the tensors of the file say "
+                f"{summary.precision}"
+                + (f" (in float: {', '.join(summary.float_operations[:5])})" if summary.float_operations else "")
+                + ". Leave this precision out of export.precisions, or choose another network."
+            )
+        metrics: dict[str, Any] = {
+            "target": self.target,
+            "requested_precision": self.precision,
+            "precision": summary.precision,
+            "model": path.name,
+            "graph": summary.to_dict(),
+            "note": target.notes.get(self.precision),
+        }
+        if self.precision == "int8":
+            metrics["calibration_set_sha256"] = hashlib.sha256(images.tobytes()).hexdigest()
+            metrics["calibration_images"] = len(images)
+            metrics["reduce_range"] = self.reduce_range
+        return metrics
+
+
+class _StoredNetwork:
+    """A network for a target that reads the artifact itself."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def saved_model(self) -> Path:
+        raise StageError("The fake network has no SavedModel; export it to the fake target.")
+
+
+@functools.lru_cache(maxsize=1)
+def _keras_network(directory: Path, scratch: Path) -> ExportableNetwork:
+    return KerasExportable(directory, scratch)
+
+
+def _exportable(target: str, directory: Path, scratch: Path) -> ExportableNetwork:
+    """Returns the network; the same object for all exports of one process, so that it is built once."""
+    return _StoredNetwork(directory) if target == "fake" else _keras_network(directory, scratch)

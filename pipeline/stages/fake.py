@@ -1,0 +1,107 @@
+"""Stand-ins for the stages that need Keras: a linear classifier, trained in milliseconds with NumPy.
+
+They serve a recipe whose network is `fake`, so that the runner, the caches and the command line can be tried, and
+are tested, in seconds. They obey the same contracts as the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.metrics import calibration_summary, fit_temperature
+from pipeline.stages.base import Stage, Tell
+from pipeline.stages.calibrate import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
+from pipeline.targets.fake import WEIGHTS_FILE
+
+
+class FakeTrainStage(Stage):
+    """Reads `data`; writes ridge-regressed weights of a linear classifier."""
+
+    stage: ClassVar[str] = "train"
+    tools: ClassVar[tuple[str, ...]] = ("numpy",)
+
+    ridge: float = 10.0
+
+    def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
+        """Solves the normal equations of the one-hot targets."""
+        data = inputs["data"]
+        classes = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["classes"]
+        images = np.load(data / "train_images.npy")
+        labels = np.load(data / "train_labels.npy")
+        tell({"message": "solving for the fake network's weights"})
+        features = images.reshape(len(images), -1).astype(np.float64) / 255
+        mean = features.mean(axis=0)
+        targets = np.eye(len(classes))[labels]
+        gram = (features - mean).T @ (features - mean) + self.ridge * np.eye(features.shape[1])
+        weights = 8 * np.linalg.solve(gram, (features - mean).T @ (targets - targets.mean(axis=0)))
+        bias = 8 * targets.mean(axis=0) - mean @ weights
+        _save(out_dir, weights, bias, images.shape[1:])
+        validation = np.load(data / "validation_images.npy")
+        logits = _predict(out_dir, validation)
+        judged = calibration_summary(logits, np.load(data / "validation_labels.npy"))
+        return {
+            "best_epoch": 1,
+            "validation_accuracy": judged["accuracy"],
+            "validation_loss": judged["nll"],
+            "parameters": int(weights.size + bias.size),
+            "training_images": len(images),
+            "backend": "numpy",
+        }
+
+
+class FakeCalibrateStage(Stage):
+    """What `CalibrateStage` does, for the fake network."""
+
+    stage: ClassVar[str] = "calibrate"
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "scipy")
+
+    calibrate: CalibrateConfig
+    quantization: QuantizationConfig
+
+    def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
+        """Fits, folds, draws, and records the reference."""
+        data, train = inputs["data"], inputs["train"]
+        tell({"message": "fitting the temperature on the validation split"})
+        validation_labels = np.load(data / "validation_labels.npy")
+        test_labels = np.load(data / "test_labels.npy")
+        validation = _predict(train, np.load(data / "validation_images.npy"))
+        test = _predict(train, np.load(data / "test_images.npy"))
+        temperature = fit_temperature(validation, validation_labels) if self.calibrate.temperature else 1.0
+        with np.load(train / WEIGHTS_FILE) as archive:
+            _save(out_dir, archive["weights"] / temperature, archive["bias"] / temperature, archive["shape"])
+        metrics: dict[str, Any] = {
+            "temperature": temperature,
+            "validation": {
+                "before": calibration_summary(validation, validation_labels),
+                "after": calibration_summary(validation / temperature, validation_labels),
+            },
+            "test": {
+                "before": calibration_summary(test, test_labels),
+                "after": calibration_summary(test / temperature, test_labels),
+            },
+        }
+        metrics["test"] |= write_reference(data, out_dir, lambda images: _predict(out_dir, images))
+        metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization)
+        return metrics
+
+
+def _save(directory: Path, weights: npt.NDArray[Any], bias: npt.NDArray[Any], shape: Any) -> None:
+    np.savez(
+        directory / WEIGHTS_FILE,
+        weights=weights.astype(np.float32),
+        bias=bias.astype(np.float32),
+        shape=np.asarray(shape, np.int64),
+    )
+
+
+def _predict(directory: Path, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    with np.load(directory / WEIGHTS_FILE) as archive:
+        features = np.asarray(images).reshape(len(images), -1).astype(np.float32) / np.float32(255)
+        logits: npt.NDArray[np.float32] = features @ archive["weights"] + archive["bias"]
+    return logits

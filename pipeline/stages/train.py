@@ -1,0 +1,222 @@
+"""Trains the network of a recipe on the training split and keeps the epoch that did best on validation.
+
+This file and what it imports name no backend: Keras 3 runs on whichever `KERAS_BACKEND` says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.artifacts import RESUME
+from pipeline.errors import DataError, StageError
+from pipeline.metrics import calibration_summary
+from pipeline.network import ModelConfig, build_network, predict_logits, save_network
+from pipeline.stages.base import Stage, Tell
+from pipeline.training.checkpoint import CheckpointDirectory, TrainingState
+from pipeline.training.config import Backend, TrainConfig
+from pipeline.training.loader import epoch_of_batches
+
+if TYPE_CHECKING:
+    import keras
+
+HISTORY_FILE = "history.json"
+
+
+class TrainStage(Stage):
+    """Reads `data`; writes the best weights, `network.json` and `history.json`."""
+
+    stage: ClassVar[str] = "train"
+    resumable: ClassVar[bool] = True
+
+    model: ModelConfig
+    train: TrainConfig
+    backend: Backend = "tensorflow"
+
+    def tool_names(self) -> tuple[str, ...]:
+        """Keras, grain and the backend."""
+        return ("grain", "keras", "numpy", self.backend)
+
+    def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
+        """Trains, from the last whole epoch where an interrupted run left one."""
+        import keras
+
+        data = inputs["data"]
+        classes = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["classes"]
+        images = np.load(data / "train_images.npy", mmap_mode="r")
+        labels = np.load(data / "train_labels.npy")
+        if len(images) < self.train.batch_size:
+            raise DataError(
+                f"train.batch_size is {self.train.batch_size}, but the training split has {len(images)} images. "
+                f"Make the batch smaller or give more images."
+            )
+        validation = (np.load(data / "validation_images.npy"), np.load(data / "validation_labels.npy"))
+        keras.utils.set_random_seed(self.train.seed)
+        checkpoints = CheckpointDirectory(out_dir / RESUME)
+        resumed = checkpoints.load()
+        resumed_after_epoch = resumed[1].epochs_done if resumed else None
+        if resumed:
+            model, state = resumed
+            tell({"message": f"going on after epoch {state.epochs_done} of {self.train.epochs}"})
+        else:
+            model, state = self._fresh_network(images, len(classes)), TrainingState()
+        progress = _Progress(tell, self.train.epochs, len(images) // self.train.batch_size)
+        while state.epochs_done < self.train.epochs:
+            is_best = self._one_epoch(model, state, images, labels, validation, len(classes), progress)
+            checkpoints.save(model, state, is_best=is_best)
+        model.load_weights(checkpoints.best_weights)
+        save_network(model, out_dir, config=self.model, classes=classes)
+        _replace_text(out_dir / HISTORY_FILE, json.dumps(state.history, indent=1) + "\n")
+        return {
+            "best_epoch": state.best_epoch,
+            "validation_accuracy": state.best_accuracy,
+            "validation_loss": state.best_loss,
+            "parameters": int(model.count_params()),
+            "training_images": len(images),
+            "backend": self.backend,
+            "train_seconds": sum(record["seconds"] for record in state.history),
+            "resumed_after_epoch": resumed_after_epoch,
+        }
+
+    def _fresh_network(self, images: npt.NDArray[np.uint8], num_classes: int) -> keras.Model:
+        import keras
+
+        model = build_network(self.model, images.shape[1:], num_classes)
+        model.compile(
+            optimizer=make_optimizer(self.train, steps_per_epoch=len(images) // self.train.batch_size),
+            loss=keras.losses.CategoricalCrossentropy(
+                from_logits=True, label_smoothing=self.train.label_smoothing
+            ),
+            metrics=["accuracy"],
+            jit_compile=False if self.backend == "tensorflow" else "auto",
+        )
+        return model
+
+    def _one_epoch(
+        self,
+        model: keras.Model,
+        state: TrainingState,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        validation: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]],
+        num_classes: int,
+        progress: _Progress,
+    ) -> bool:
+        """Trains one epoch, judges it, writes it into the state; returns whether it is the best so far."""
+        started = time.monotonic()
+        batches = epoch_of_batches(
+            images,
+            labels,
+            num_classes=num_classes,
+            batch_size=self.train.batch_size,
+            augmentation=self.train.augmentation,
+            seed=self.train.seed,
+            epoch=state.epochs_done,
+        )
+        loss, accuracy = _train_on(model, batches, progress, state.epochs_done)
+        if not math.isfinite(loss):
+            raise StageError(
+                f"The training loss became {loss} in epoch {state.epochs_done + 1}. "
+                f"Lower train.learning_rate ({self.train.learning_rate:g}) or lengthen train.warmup_epochs."
+            )
+        judged = calibration_summary(predict_logits(model, validation[0]), validation[1])
+        state.epochs_done += 1
+        is_best = state.is_better(judged["accuracy"], judged["nll"])
+        if is_best:
+            state.best_epoch = state.epochs_done
+            state.best_accuracy, state.best_loss = judged["accuracy"], judged["nll"]
+        record = {
+            "epoch": state.epochs_done,
+            "loss": loss,
+            "accuracy": accuracy,
+            "validation_loss": judged["nll"],
+            "validation_accuracy": judged["accuracy"],
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        state.history.append(record)
+        progress.epoch_done(record)
+        return is_best
+
+
+def make_optimizer(config: TrainConfig, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """Returns the optimizer with its schedule: linear warm-up, then a cosine to zero.
+
+    Weight decay is decoupled (Loshchilov and Hutter 2019) and leaves out biases and batch-norm parameters.
+    """
+    import keras
+
+    total = steps_per_epoch * config.epochs
+    warmup = round(steps_per_epoch * config.warmup_epochs)
+    schedule: Any = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else config.learning_rate,
+        decay_steps=total - warmup,
+        warmup_target=config.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    decay = config.weight_decay or None
+    if config.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
+    else:
+        optimizer = keras.optimizers.SGD(
+            schedule, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay
+        )
+    if decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def _train_on(model: keras.Model, batches: Any, progress: _Progress, epoch: int) -> tuple[float, float]:
+    """Runs one epoch of steps and returns its mean loss and accuracy."""
+    model.reset_metrics()
+    result: dict[str, float] = {}
+    for step, (images, targets) in enumerate(batches):
+        result = model.train_on_batch(images, targets, return_dict=True)
+        progress.step_done(epoch, step, result)
+    return float(result["loss"]), float(result["accuracy"])
+
+
+class _Progress:
+    """Tells how far the training is, a few times a second."""
+
+    def __init__(self, tell: Tell, epochs: int, steps: int) -> None:
+        self._tell, self._epochs, self._steps = tell, epochs, steps
+        self._started = self._last = time.monotonic()
+        self._steps_seen = 0
+
+    def step_done(self, epoch: int, step: int, result: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        self._steps_seen += 1
+        if now - self._last < 0.25:
+            return
+        self._last = now
+        left = (self._epochs - epoch) * self._steps - step - 1
+        self._tell(
+            {
+                "epoch": epoch + 1,
+                "epochs": self._epochs,
+                "done": epoch * self._steps + step + 1,
+                "total": self._epochs * self._steps,
+                "loss": float(result["loss"]),
+                "accuracy": float(result["accuracy"]),
+                "left_s": left * (now - self._started) / self._steps_seen,
+            }
+        )
+
+    def epoch_done(self, record: Mapping[str, Any]) -> None:
+        self._tell(
+            {"epoch_done": dict(record), "epochs": self._epochs, "done": record["epoch"] * self._steps,
+             "total": self._epochs * self._steps}
+        )
+
+
+def _replace_text(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
+

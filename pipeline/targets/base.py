@@ -1,0 +1,207 @@
+"""What a target is, and what is read back from the files it writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+
+PRECISIONS = ("float32", "float16", "int8")
+"""The precisions that can be exported."""
+
+_LABELS = {
+    ("float32", "float"): "float32",
+    ("float16", "float"): "float16",
+    ("bfloat16", "float"): "bfloat16",
+    ("int8", "int8"): "int8",
+    ("int8", "dynamic"): "int8_dynamic",
+    ("int8", "float"): "int8_weights",
+    ("int8", "int16"): "int16x8",
+}
+
+
+@dataclass(frozen=True)
+class TensorDescription:
+    """An input or output: name, element type, shape (-1 for a dimension that is not fixed)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LinearOperation:
+    """A convolution or matrix product: what its weights are stored as and what it is computed on.
+
+    Attributes:
+        name: Of the operation in the file.
+        weights: Element type of the stored weights: float32, float16, int8, ...
+        activations: `float`, `int8`, `int16`, or `dynamic` (quantized while running).
+    """
+
+    name: str
+    weights: str
+    activations: str
+
+
+@dataclass(frozen=True)
+class GraphSummary:
+    """What a model file holds, read from the file itself.
+
+    Attributes:
+        format: tflite, onnx, openvino or fake.
+        precision: The label that the linear operations' tensors add up to (`precision_label`).
+        inputs: Of the graph.
+        outputs: Of the graph.
+        operations: How many of each kind.
+        tensor_types: How many tensors of each element type.
+        weight_bytes: Bytes of constants of each element type.
+        float_operations: Linear operations that stayed in float in a file that is otherwise integer.
+        size_bytes: Of all files of the model.
+        sha256: Of the model file.
+        weights_sha256: Of the .bin beside an OpenVINO .xml; None for the other formats.
+    """
+
+    format: str
+    precision: str
+    inputs: tuple[TensorDescription, ...]
+    outputs: tuple[TensorDescription, ...]
+    operations: dict[str, int]
+    tensor_types: dict[str, int]
+    weight_bytes: dict[str, int]
+    float_operations: tuple[str, ...]
+    size_bytes: int
+    sha256: str
+    weights_sha256: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the summary as JSON values."""
+        return asdict(self)
+
+
+class ExportableNetwork(Protocol):
+    """A trained network on its way to a target."""
+
+    @property
+    def directory(self) -> Path:
+        """The artifact that holds its weights."""
+
+    def saved_model(self) -> Path:
+        """Returns a TensorFlow SavedModel of the contract: input `image`, output `logits`, static batch 1."""
+
+
+class Target(Protocol):
+    """The compile half of a runtime.
+
+    Attributes:
+        suffix: Of its model files.
+        format_name: For messages.
+        precisions: Those it can export.
+        tools: Distributions whose versions shape its files.
+        notes: What a user should know about a precision in this runtime.
+    """
+
+    suffix: str
+    format_name: str
+    precisions: tuple[str, ...]
+    tools: tuple[str, ...]
+    notes: Mapping[str, str]
+
+    def export(
+        self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path
+    ) -> Path:
+        """Writes the model file into `out_dir` and returns its path."""
+
+    def inspect(self, path: Path) -> GraphSummary:
+        """Reads a model file."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What integer precisions take their ranges from.
+
+    Attributes:
+        images: (images, height, width, 3) uint8.
+        reduce_range: Whether weights keep to 7 bits, for x86 processors without VNNI, whose 16-bit sums of
+            8-bit products saturate (ONNX Runtime documentation, "Quantize ONNX models", reduce_range).
+    """
+
+    images: Images
+    reduce_range: bool = False
+
+
+def precision_label(operations: Sequence[LinearOperation]) -> str:
+    """Returns the name of the precision that a file's linear operations add up to.
+
+    All alike give that precision's name; int8 beside float gives `mixed`; no linear operation gives `none`.
+    """
+    labels = {
+        _LABELS.get((operation.weights, operation.activations), f"{operation.weights}_{operation.activations}")
+        for operation in operations
+    }
+    if not labels:
+        return "none"
+    return labels.pop() if len(labels) == 1 else "mixed"
+
+
+def float_operations(operations: Iterable[LinearOperation]) -> tuple[str, ...]:
+    """Returns the names of float operations in a file that also has integer ones; nothing in a float file."""
+    known = list(operations)
+    if all(operation.activations == "float" and "float" in operation.weights for operation in known):
+        return ()
+    return tuple(operation.name for operation in known if operation.activations == "float")
+
+
+def model_files(path: Path) -> tuple[Path, ...]:
+    """Returns all files of a model: for an OpenVINO .xml also its .bin."""
+    weights = path.with_suffix(".bin")
+    return (path, weights) if path.suffix == ".xml" and weights.exists() else (path,)
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of one file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def summarize(
+    path: Path,
+    *,
+    format_name: str,
+    inputs: Sequence[TensorDescription],
+    outputs: Sequence[TensorDescription],
+    operations: Iterable[str],
+    tensor_types: Iterable[str],
+    weight_bytes: Mapping[str, int],
+    linear: Sequence[LinearOperation],
+) -> GraphSummary:
+    """Returns the summary of what a target read from a file."""
+    files = model_files(path)
+    return GraphSummary(
+        format=format_name,
+        precision=precision_label(linear),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        operations=count(operations),
+        tensor_types=count(tensor_types),
+        weight_bytes=dict(sorted(weight_bytes.items(), key=lambda item: -item[1])),
+        float_operations=float_operations(linear),
+        size_bytes=sum(file.stat().st_size for file in files),
+        sha256=file_digest(path),
+        weights_sha256=file_digest(files[1]) if len(files) > 1 else None,
+    )
+
+
+def count(names: Iterable[str]) -> dict[str, int]:
+    """Returns how often each name occurs, most often first, then by name."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,210 @@
+"""ONNX Runtime: tf2onnx, onnxruntime.quantization, and reading `.onnx` files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ModelFileError
+from pipeline.targets.base import (
+    Calibration,
+    ExportableNetwork,
+    GraphSummary,
+    LinearOperation,
+    TensorDescription,
+    summarize,
+)
+
+OPSET = 17
+_LINEAR = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
+_INTEGER = {"QLinearConv", "QLinearMatMul", "QGemm"}
+_DYNAMIC = {"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"}
+
+
+class OnnxRuntimeTarget:
+    """Quantize-dequantize pairs with unsigned activations and signed weights per channel.
+
+    Unsigned activations, because with signed ones part of the convolutions stay outside QLinearConv.
+    """
+
+    suffix = ".onnx"
+    format_name = "ONNX"
+    precisions = ("float32", "float16", "int8")
+    tools = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tf2onnx")
+    notes: Mapping[str, str] = {
+        "float16": (
+            "weights and activations are float16 in the file; on a processor without float16 kernels "
+            "ONNX Runtime inserts casts and computes in float32"
+        ),
+    }
+
+    def export(
+        self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path
+    ) -> Path:
+        """Converts the SavedModel, then lowers the precision."""
+        import onnx
+
+        path = out_dir / f"model{self.suffix}"
+        model = _convert(network.saved_model())
+        if precision == "float16":
+            model = _to_float16(model)
+        elif precision == "int8":
+            model = _to_int8(model, calibration, out_dir)
+        onnx.save(model, str(path))
+        return path
+
+    def inspect(self, path: Path) -> GraphSummary:
+        """Parses the protocol buffer; no session is made.
+
+        Raises:
+            ModelFileError: It is no ONNX model.
+        """
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            model = onnx.load(str(path))
+        except DecodeError as error:
+            raise ModelFileError(f"{path} is no ONNX file: {error}.") from error
+        if not model.graph.node or not model.graph.output:
+            raise ModelFileError(f"{path} is no ONNX model: it holds no graph.")
+        return _summary(path, model)
+
+
+def _convert(saved_model: Path) -> Any:
+    """Returns the ONNX model of a SavedModel's one signature."""
+    import tensorflow as tf
+    import tf2onnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    function = tf.saved_model.load(str(saved_model)).signatures["serve"]
+    ((_, names),) = [function.structured_input_signature]
+    signature = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in names.items()]
+    model, _ = tf2onnx.convert.from_function(
+        tf.function(lambda image: function(image=image)["logits"], input_signature=signature),
+        input_signature=signature,
+        opset=OPSET,
+    )
+    _rename_output(model, "logits")
+    return model
+
+
+def _rename_output(model: Any, name: str) -> None:
+    (output,) = model.graph.output
+    old = output.name
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, value in enumerate(names):
+                if value == old:
+                    names[index] = name
+    output.name = name
+
+
+def _to_float16(model: Any) -> Any:
+    """Returns the model with float16 weights and activations; its input and output keep their types."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(model, keep_io_types=True)
+
+
+def _to_int8(model: Any, calibration: Calibration, out_dir: Path) -> Any:
+    """Returns the model with quantize-dequantize pairs whose ranges come from the calibration images."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._rows = iter(calibration.images)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self._rows, None)
+            return None if image is None else {"image": np.ascontiguousarray(image[None])}
+
+    prepared, quantized = out_dir / ".prepared.onnx", out_dir / ".quantized.onnx"
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        quant_pre_process(model, str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(quantized),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=calibration.reduce_range,
+        )
+        return onnx.load(str(quantized))
+    finally:
+        prepared.unlink(missing_ok=True)
+        quantized.unlink(missing_ok=True)
+
+
+def _summary(path: Path, model: Any) -> GraphSummary:
+    import onnx
+
+    graph = model.graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
+    types.update({name: constant.data_type for name, constant in constants.items()})
+    weights: dict[str, int] = {}
+    for constant in constants.values():
+        name = _type_name(constant.data_type)
+        item = onnx.helper.tensor_dtype_to_np_dtype(constant.data_type).itemsize
+        weights[name] = weights.get(name, 0) + int(np.prod(constant.dims, dtype=np.int64)) * item
+    inputs = [value for value in graph.input if value.name not in constants]
+    return summarize(
+        path,
+        format_name="onnx",
+        inputs=[_describe(value) for value in inputs],
+        outputs=[_describe(value) for value in graph.output],
+        operations=[node.op_type for node in graph.node],
+        tensor_types=[_type_name(number) for number in types.values()],
+        weight_bytes=weights,
+        linear=_linear(graph, types),
+    )
+
+
+def _linear(graph: Any, types: Mapping[str, int]) -> list[LinearOperation]:
+    producers = {name: node for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        if node.op_type in _INTEGER:
+            found.append(LinearOperation(node.name, "int8", "int8"))
+        elif node.op_type in _DYNAMIC:
+            found.append(LinearOperation(node.name, "int8", "dynamic"))
+        elif node.op_type in _LINEAR:
+            weights, from_integer = _stored_type(node.input[1], producers, types)
+            activations, quantized = _stored_type(node.input[0], producers, types)
+            if quantized:
+                activations = "int16" if "16" in activations else "int8"
+            else:
+                activations = "float"
+            found.append(LinearOperation(node.name, "int8" if from_integer else weights, activations))
+    return found
+
+
+def _stored_type(name: str, producers: Mapping[str, Any], types: Mapping[str, int]) -> tuple[str, bool]:
+    """Returns the element type a value is stored as, looking through DequantizeLinear, and whether it did."""
+    producer = producers.get(name)
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        zero_point = producer.input[2] if len(producer.input) > 2 else producer.input[0]
+        return _type_name(types.get(zero_point, types.get(producer.input[0], 0))), True
+    return _type_name(types.get(name, 1)), False
+
+
+def _type_name(number: int) -> str:
+    import onnx
+
+    return str(onnx.helper.tensor_dtype_to_np_dtype(number)) if number else "unknown"
+
+
+def _describe(value: Any) -> TensorDescription:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+    return TensorDescription(value.name, _type_name(tensor.elem_type), shape)

@@ -1,0 +1,169 @@
+"""Real runtimes behind real agents: a tiny network in three formats, good files and broken ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from devices.errors import AgentCrashedError, DeviceError, ModelRejectedError
+from devices.measurement import BenchmarkSettings, Case, benchmark, predict
+from devices.profile import load_profile
+
+SIDE, CLASSES, IMAGES = 16, 5, 24
+
+MAKE_MODELS = """
+import pathlib, sys
+import numpy as np, keras, tensorflow as tf, onnx, onnxruntime, openvino as ov
+from onnx import TensorProto as T, helper as h, numpy_helper as n
+
+out, side, classes = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+keras.utils.set_random_seed(0)
+image = keras.Input((side, side, 3), batch_size=1, dtype="uint8")
+x = keras.layers.Rescaling(1 / 127.5, offset=-1)(image)
+conv, dense = keras.layers.Conv2D(4, 3), keras.layers.Dense(classes)
+x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(conv(x)))
+network = keras.Model(image, dense(x))
+converter = tf.lite.TFLiteConverter.from_keras_model(network)
+(out / "net.tflite").write_bytes(converter.convert())
+
+def onnx_model(name, input_type, shape, transpose, outputs):
+    w, b = conv.get_weights(); dw, db = dense.get_weights()
+    tensors = {"scale": np.float32(1 / 127.5), "one": np.float32(1), "w": w.transpose(3, 2, 0, 1).copy(), "b": b,
+               "dw": dw, "db": db, "axes": np.int64([2, 3])}
+    nodes = [h.make_node("Cast", ["image"], ["cast"], to=T.FLOAT), h.make_node("Mul", ["cast", "scale"], ["mul"]),
+             h.make_node("Sub", ["mul", "one"], ["sub"])]
+    nodes += [h.make_node("Transpose", ["sub"], ["nchw"], perm=[0, 3, 1, 2])] if transpose else [h.make_node("Identity", ["sub"], ["nchw"])]
+    nodes += [h.make_node("Conv", ["nchw", "w", "b"], ["conv"]), h.make_node("Relu", ["conv"], ["relu"]),
+              h.make_node("ReduceMean", ["relu", "axes"], ["mean"], keepdims=0), h.make_node("Gemm", ["mean", "dw", "db"], ["logits"])]
+    infos = [h.make_tensor_value_info(name, T.FLOAT, None) for name in outputs]
+    graph = h.make_graph(nodes, "net", [h.make_tensor_value_info("image", input_type, shape)], infos,
+                         [n.from_array(np.asarray(value), key) for key, value in tensors.items()])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), out / name)
+
+onnx_model("net.onnx", T.UINT8, [1, side, side, 3], True, ["logits"])
+onnx_model("nchw.onnx", T.FLOAT, ["batch", 3, side, side], False, ["logits", "mean"])
+onnx_model("free.onnx", T.FLOAT, [1, 3, "height", "width"], False, ["logits"])
+ov.save_model(ov.convert_model(out / "net.onnx"), out / "net.xml", compress_to_fp16=False)
+images = np.random.default_rng(0).integers(0, 256, (int(sys.argv[4]), side, side, 3), np.uint8)
+np.save(out / "images.npy", images)
+np.save(out / "expected.npy", np.concatenate([network(each[None]).numpy() for each in images]))
+"""
+
+FILES = {"litert": "net.tflite", "onnxruntime": "net.onnx", "openvino": "net.xml"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network in each format; made in a process of its own, which keeps TensorFlow out of this one."""
+    out = tmp_path_factory.mktemp("models")
+    arguments = [sys.executable, "-c", MAKE_MODELS, str(out), str(SIDE), str(CLASSES), str(IMAGES)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_predictions_agree_with_the_network(runtime: str, models: Path, tmp_path: Path) -> None:
+    expected = np.load(models / "expected.npy")
+    labels = expected.argmax(axis=1)
+    labels[0] = (labels[0] + 1) % CLASSES
+    np.save(tmp_path / "labels.npy", labels)
+    case = Case(id=runtime, runtime=runtime, path=str(models / FILES[runtime]))
+    events: list[dict[str, Any]] = []
+    answer = predict(
+        load_profile("local"),
+        case,
+        str(models / "images.npy"),
+        str(tmp_path / "labels.npy"),
+        str(tmp_path / "logits.npy"),
+        tell=events.append,
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+    assert (answer.count, answer.correct, answer.non_finite) == (IMAGES, IMAGES - 1, 0)
+    assert answer.model["input"] == {**answer.model["input"], "shape": [1, SIDE, SIDE, 3], "dtype": "uint8"}
+    assert events[-1] == {"case": runtime, "done": IMAGES, "total": IMAGES}
+
+
+def test_interleaved_benchmark(models: Path) -> None:
+    cases = [Case(id=runtime, runtime=runtime, path=str(models / name)) for runtime, name in FILES.items()]
+    cases += [
+        Case(id="nchw", runtime="onnxruntime", path=str(models / "nchw.onnx"), num_threads=2),
+        Case(id="nchw-ov", runtime="openvino", path=str(models / "nchw.onnx")),
+        Case(id="free", runtime="onnxruntime", path=str(models / "free.onnx")),
+    ]
+    settings = BenchmarkSettings(warm_up_time_s=0.05, min_count=60, min_time_s=0.0)
+    result = benchmark(load_profile("local"), cases, settings)
+    by_id = {case.id: case for case in result.cases}
+    error = by_id.pop("free").error
+    assert error is not None
+    assert error.kind == "ModelRejectedError"
+    assert "only the first may be free" in error.message
+    for case in by_id.values():
+        assert case.error is None, case.error
+        assert case.latency_ms is not None
+        assert case.latency_ms.count >= 60
+        assert case.latency_ms.min <= case.latency_ms.p50 <= case.latency_ms.p90 <= case.latency_ms.max
+        assert case.load_ms is not None
+        assert case.peak_memory_mb is not None
+        assert case.baseline_memory_mb is not None
+        assert case.peak_memory_mb > case.baseline_memory_mb
+    assert by_id["nchw"].num_threads == 2
+    model = by_id["nchw"].model
+    assert model is not None
+    assert model["input"] == {"name": "image", "shape": [None, 3, SIDE, SIDE], "dtype": "float32"}
+    assert [output["name"] for output in model["outputs"]] == ["logits", "mean"]
+    assert len(by_id["openvino"].files) == 2
+    assert result.facts["cores"] > 0
+
+
+class Damage(NamedTuple):
+    id: str
+    file: str
+    keep: float
+    noise: bool = False
+
+
+DAMAGES = [
+    *(Damage(f"{name}-cut-{keep}", name, keep) for name in ("net.tflite", "net.onnx", "net.xml", "net.bin") for keep in (0, 0.1, 0.5, 0.95)),
+    *(Damage(f"{name}-noise", name, 1, noise=True) for name in ("net.tflite", "net.onnx", "net.xml")),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.id)
+def test_a_damaged_file_is_a_clear_error(damage: Damage, models: Path, tmp_path: Path) -> None:
+    for name in ("net.tflite", "net.onnx", "net.xml", "net.bin"):
+        data = (models / name).read_bytes()
+        if name == damage.file:
+            data = data[: int(len(data) * damage.keep)]
+            if damage.noise:
+                data = np.random.default_rng(1).integers(0, 256, len(data), np.uint8).tobytes()
+        (tmp_path / name).write_bytes(data)
+    model = "net.xml" if damage.file == "net.bin" else damage.file
+    runtime = next(runtime for runtime, name in FILES.items() if name == model)
+    case = Case(id="damaged", runtime=runtime, path=str(tmp_path / model))
+    settings = BenchmarkSettings(warm_up_time_s=0, min_count=10, min_time_s=0, load_timeout_s=60)
+    error = benchmark(load_profile("local"), [case], settings).cases[0].error
+    assert error is not None
+    assert error.kind in {ModelRejectedError.__name__, AgentCrashedError.__name__}
+    assert "Traceback" not in error.message
+    assert str(tmp_path / model) in error.message
+
+
+def test_another_file_than_the_expected_is_refused(models: Path) -> None:
+    case = Case(id="net", runtime="litert", path=str(models / "net.tflite"), sha256="0" * 64)
+    with pytest.raises(ModelRejectedError, match="another file"):
+        predict(load_profile("local"), case, str(models / "images.npy"), None, str(models / "never.npy"))
+    assert not (models / "never.npy").exists()
+
+
+def test_images_of_another_size_are_refused(models: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "small.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    case = Case(id="net", runtime="litert", path=str(models / "net.tflite"))
+    with pytest.raises(DeviceError, match=r"uint8 \(2, 8, 8, 3\)"):
+        predict(load_profile("local"), case, str(tmp_path / "small.npy"), None, str(tmp_path / "logits.npy"))
