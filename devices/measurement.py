@@ -14,21 +14,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from typing import Any
 
 from devices.errors import DeviceError, ModelRejectedError
-from devices.latency import LatencySummary, percentile, summarize
-from devices.profile import DeviceProfile, LatencyLabel
+from devices.latency import percentile, summarize
+from devices.profile import DeviceProfile
+from devices.records import BenchmarkResult, BenchmarkSettings, Case, CaseError, CaseResult, Prediction
 from devices.transports import Agent, Transport, open_transport
 
 Tell = Callable[[dict[str, Any]], None]
@@ -39,165 +30,6 @@ _BUSY_SHARE = 0.5
 _SLOWDOWN_RATIO = 1.1
 _LEAST_BLOCKS = 5
 """Quarters of fewer blocks say nothing about a trend."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Case(_Frozen):
-    """One model file in one runtime.
-
-    Attributes:
-        id: Names the case in results.
-        runtime: A name of `devices.board.runners.RUNNERS`.
-        path: The file on this machine.
-        sha256: What the file's digest must be on the device; None takes any.
-        weights_sha256: The same for the `.bin` beside an OpenVINO `.xml`.
-        num_threads: None takes the profile's.
-    """
-
-    id: str
-    runtime: str
-    path: str
-    sha256: str | None = None
-    weights_sha256: str | None = None
-    num_threads: PositiveInt | None = None
-
-
-class BenchmarkSettings(_Frozen):
-    """How long and in which order.
-
-    Attributes:
-        warm_up_count: At least so many inferences before anything is measured, and
-        warm_up_time_s: at least for so long.
-        min_count: A case ends once it has so many latencies and
-        min_time_s: they sum up to so much time, or
-        max_time_s: they sum up to this, whatever their number.
-        block_count: A block ends after so many inferences or
-        block_time_s: after so much time.
-        settle_count: Inferences at the start of each block that are not measured: the caches still hold the
-            case before.
-        max_agents: So many agents at most live side by side; further cases wait for their turn, in further
-            groups.
-        seed: Of the order and of the bootstrap.
-        load_timeout_s: An agent that has not loaded its model by then is ended.
-        inference_timeout_s: The same for a warm-up or a block, on top of the time it is meant to take.
-    """
-
-    warm_up_count: PositiveInt = 10
-    warm_up_time_s: NonNegativeFloat = 0.5
-    min_count: PositiveInt = 200
-    min_time_s: NonNegativeFloat = 1.0
-    max_time_s: PositiveFloat = 60.0
-    block_count: PositiveInt = 10
-    block_time_s: PositiveFloat = 0.02
-    settle_count: NonNegativeInt = 1
-    max_agents: PositiveInt = 16
-    seed: int = 0
-    load_timeout_s: PositiveFloat = 120.0
-    inference_timeout_s: PositiveFloat = 60.0
-
-
-class CaseError(_Frozen):
-    """Why a case has no numbers.
-
-    Attributes:
-        kind: A name of `devices.errors.ERRORS`.
-        message: For people.
-        details: Shown on request.
-        exit_code: As of the error.
-    """
-
-    kind: str
-    message: str
-    details: str = ""
-    exit_code: int
-
-
-class CaseResult(_Frozen):
-    """What was measured of one case; None wherever `error` says why.
-
-    Attributes:
-        sha256: The digest of the file that ran, taken on the device.
-        size_bytes: Of the file, and of the weights beside an OpenVINO `.xml`.
-        files: Name, digest and size of each of these.
-        model: The runner's description: runtime, version, input, outputs.
-        load_ms: From the import of the runtime to a model that is ready.
-        first_inference_ms: The first inference, which many runtimes use to prepare themselves.
-        latency_ms: Of the inferences after the warm-up.
-        stopped_by: "target" where `min_count` and `min_time_s` were reached, "max_time" where not both.
-        baseline_memory_mb: Resident memory of the agent before the runtime was imported, in MiB.
-        peak_memory_mb: The highest resident memory of the agent, in MiB.
-        peak_memory_reason: Why it is None.
-        error: What went wrong.
-    """
-
-    id: str
-    runtime: str
-    path: str
-    num_threads: int
-    sha256: str | None = None
-    size_bytes: int | None = None
-    files: tuple[dict[str, Any], ...] = ()
-    model: dict[str, Any] | None = None
-    load_ms: float | None = None
-    first_inference_ms: float | None = None
-    warm_up_count: int | None = None
-    latency_ms: LatencySummary | None = None
-    stopped_by: Literal["target", "max_time"] | None = None
-    baseline_memory_mb: float | None = None
-    peak_memory_mb: float | None = None
-    peak_memory_reason: str | None = None
-    error: CaseError | None = None
-
-
-class BenchmarkResult(_Frozen):
-    """All cases on one device.
-
-    Attributes:
-        device: The profile's name.
-        latency_label: measured, simulated or predicted.
-        facts: Of the device, before anything was loaded.
-        load_average_before: Over 1, 5 and 15 minutes; None where the device does not tell.
-        load_average_after: The same at the end.
-        frequency_mhz_before: Of the first core.
-        frequency_mhz_after: The same at the end.
-        warnings: Why the numbers may be worse than the device.
-        settings: As given.
-        cases: In the order given.
-    """
-
-    device: str
-    latency_label: LatencyLabel
-    facts: dict[str, Any]
-    load_average_before: tuple[float, ...] | None
-    load_average_after: tuple[float, ...] | None
-    frequency_mhz_before: float | None
-    frequency_mhz_after: float | None
-    warnings: tuple[str, ...]
-    settings: BenchmarkSettings
-    cases: tuple[CaseResult, ...]
-
-
-class Prediction(_Frozen):
-    """What a model answered to a set of images.
-
-    Attributes:
-        count: Images.
-        correct: How many had their label as the highest logit; None without labels.
-        non_finite: Images with a logit that is not a finite number.
-        seconds: For all images, one by one, without loading.
-        sha256: The digest of the file that ran, taken on the device.
-        model: The runner's description.
-    """
-
-    count: int
-    correct: int | None
-    non_finite: int
-    seconds: float = Field(ge=0)
-    sha256: str
-    model: dict[str, Any]
 
 
 def benchmark(
@@ -312,9 +144,7 @@ class _Running:
 class _Bench:
     """The state of one `benchmark`."""
 
-    def __init__(
-        self, profile: DeviceProfile, transport: Transport, settings: BenchmarkSettings, tell: Tell
-    ) -> None:
+    def __init__(self, profile: DeviceProfile, transport: Transport, settings: BenchmarkSettings, tell: Tell) -> None:
         self._profile, self._transport, self._settings, self._tell = profile, transport, settings, tell
         self.results: dict[str, CaseResult] = {}
         self.warnings: list[str] = []
@@ -383,9 +213,7 @@ class _Bench:
     def _finish(self, running: _Running, memory: dict[str, Any], *, reached: bool) -> None:
         case, loaded = running.case, running.loaded
         if not reached:
-            self.warn(
-                [f"{case.id}: stopped after {self._settings.max_time_s:g} s with {running.count} inferences"]
-            )
+            self.warn([f"{case.id}: stopped after {self._settings.max_time_s:g} s with {running.count} inferences"])
         self.warn(_slowdown(case.id, running.blocks_ns))
         self.results[case.id] = CaseResult(
             id=case.id,
@@ -413,9 +241,7 @@ class _Bench:
         )
 
 
-def _load(
-    profile: DeviceProfile, transport: Transport, agent: Agent, case: Case, timeout_s: float
-) -> dict[str, Any]:
+def _load(profile: DeviceProfile, transport: Transport, agent: Agent, case: Case, timeout_s: float) -> dict[str, Any]:
     """Sends the model file to the device and has the agent load it."""
     if not Path(case.path).is_file():
         raise ModelRejectedError(f"there is no model file {case.path}")
@@ -439,9 +265,7 @@ def _warnings_before(facts: dict[str, Any]) -> list[str]:
     warnings = []
     load, cores = facts["load_average"], facts["usable_cores"]
     if load and cores and load[0] > _BUSY_SHARE * cores:
-        warnings.append(
-            f"the device is busy: load average {load[0]:.2f} on {cores} cores; latencies will be too long"
-        )
+        warnings.append(f"the device is busy: load average {load[0]:.2f} on {cores} cores; latencies will be too long")
     if facts["governor"] == "powersave":
         warnings.append("the CPU's governor is 'powersave'; latencies will be too long")
     return warnings
@@ -454,9 +278,7 @@ def _warnings_after(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     warnings = []
     counts = before["throttle_count"], after["throttle_count"]
     if None not in counts and counts[1] > counts[0]:
-        warnings.append(
-            f"the CPU was slowed down for heat {counts[1] - counts[0]} times during the measurement"
-        )
+        warnings.append(f"the CPU was slowed down for heat {counts[1] - counts[0]} times during the measurement")
     return warnings
 
 
@@ -489,3 +311,16 @@ def _slowdown(case_id: str, blocks_ns: list[list[int]]) -> list[str]:
 
 def _say_nothing(event: dict[str, Any]) -> None:
     """Takes an event and does nothing."""
+
+
+__all__ = [
+    "BenchmarkResult",
+    "BenchmarkSettings",
+    "Case",
+    "CaseError",
+    "CaseResult",
+    "Prediction",
+    "Tell",
+    "benchmark",
+    "predict",
+]

@@ -94,9 +94,7 @@ class PeerReplyError(PeerError):
         details: Its own details and the traceback.
     """
 
-    def __init__(
-        self, kind: str, message: str, details: str, *, name: str, method: str, stderr_tail: str
-    ) -> None:
+    def __init__(self, kind: str, message: str, details: str, *, name: str, method: str, stderr_tail: str) -> None:
         super().__init__(message, name=name, method=method, stderr_tail=stderr_tail)
         self.kind = kind
         self.details = details
@@ -176,9 +174,7 @@ class JsonLinesProcess:
         self._stdin, self._stdout, self._stderr_pipe = cast("tuple[IO[bytes], ...]", streams)
         os.set_blocking(self._stdin.fileno(), False)
         os.set_blocking(self._stdout.fileno(), False)
-        self._stderr_thread = threading.Thread(
-            target=self._drain_stderr, name=f"stderr of {self.name}", daemon=True
-        )
+        self._stderr_thread = threading.Thread(target=self._drain_stderr, name=f"stderr of {self.name}", daemon=True)
         self._stderr_thread.start()
         self._closed = False
 

@@ -120,9 +120,7 @@ class DeviceProfile(_Frozen):
                 f"the runtimes are {', '.join(self.runtimes) or 'none'}"
             )
         if self.transport.kind == "fake" and self.latency_label == "measured":
-            raise ValueError(
-                "latency_label is 'measured', but a fake device measures nothing; say 'simulated'"
-            )
+            raise ValueError("latency_label is 'measured', but a fake device measures nothing; say 'simulated'")
         return self
 
 
@@ -204,9 +202,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         old = merged.get(key)
         # Another kind of transport shares no keys with the one it replaces.
         same_kind = (
-            key != "transport"
-            or not isinstance(value, dict)
-            or value.get("kind") in (None, (old or {}).get("kind"))
+            key != "transport" or not isinstance(value, dict) or value.get("kind") in (None, (old or {}).get("kind"))
         )
         if isinstance(old, dict) and isinstance(value, dict) and same_kind:
             merged[key] = _merge(old, value)

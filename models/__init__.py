@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from models import efficientnet_lite, mobilenet_v2
 from models.accounting import LayerRow, count_multiply_adds, count_parameters, layer_table
 from models.blocks import default_early_stride
-from models.spec import NetworkConfig, NetworkSpec, PublishedResult
+from models.spec import NetworkConfig, NetworkSpec, PublishedResult, check_input_shape
 
 if TYPE_CHECKING:
     import keras
@@ -160,6 +160,7 @@ def _config(
     batch_norm_momentum: float | None = None,
 ) -> NetworkConfig:
     """What the family builds from: defaults filled in, ranges checked."""
+    check_input_shape(input_shape)
     config = NetworkConfig(
         input_shape=input_shape,
         num_classes=num_classes,

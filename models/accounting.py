@@ -60,9 +60,7 @@ def layer_table(model: keras.Model, *, batch_norm: BatchNormCount = "trainable")
             a type that can't be counted.
     """
     if batch_norm not in get_args(BatchNormCount):
-        raise ValueError(
-            f"batch_norm is {batch_norm!r}, expected one of {', '.join(get_args(BatchNormCount))}."
-        )
+        raise ValueError(f"batch_norm is {batch_norm!r}, expected one of {', '.join(get_args(BatchNormCount))}.")
     return [
         LayerRow(
             name=layer.name,

@@ -206,18 +206,14 @@ def inverted_residual(
     block_input, channels = x, x.shape[-1]
     if expansion != 1:
         x = conv_batch_norm(x, expansion * channels, momentum=momentum, name=f"{name}_expand")
-    x = depthwise_batch_norm(
-        x, kernel_size=kernel_size, stride=stride, momentum=momentum, name=f"{name}_depthwise"
-    )
+    x = depthwise_batch_norm(x, kernel_size=kernel_size, stride=stride, momentum=momentum, name=f"{name}_depthwise")
     x = conv_batch_norm(x, filters, momentum=momentum, name=f"{name}_project", relu6=False)
     if stride == 1 and channels == filters:
         x = keras.layers.Add(name=f"{name}_add")([block_input, x])
     return x
 
 
-def head(
-    x: keras.KerasTensor, filters: int, *, num_classes: int, dropout: float, momentum: float
-) -> keras.KerasTensor:
+def head(x: keras.KerasTensor, filters: int, *, num_classes: int, dropout: float, momentum: float) -> keras.KerasTensor:
     """Last convolution, average over the image, dropout, logits.
 
     The classifier keeps Keras' Glorot initialization: that of EfficientNet's code depends on the number of
@@ -267,9 +263,7 @@ def inverted_residual_network(
     image = keras.Input(config.input_shape, dtype="uint8", name="image")
     # In float32 under every policy: bfloat16 has no room for 256 levels between -1 and 1.
     x = keras.layers.Rescaling(rescaling.scale, rescaling.offset, dtype="float32", name="rescaling")(image)
-    x = conv_batch_norm(
-        x, stem_filters, kernel_size=3, stride=stem_stride, momentum=momentum, name="stem_conv"
-    )
+    x = conv_batch_norm(x, stem_filters, kernel_size=3, stride=stem_stride, momentum=momentum, name="stem_conv")
     block = 0
     for index, stage in enumerate(stages):
         stage_stride = first_stage_stride if index == first_shrinking else stage.stride

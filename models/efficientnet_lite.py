@@ -44,12 +44,9 @@ def build_variant(
         depth_coefficient: Factor on the repeats of all stages but the first and the last.
     """
     first, *middle, last = (
-        dataclasses.replace(stage, filters=make_divisible(stage.filters * width_coefficient))
-        for stage in _STAGES
+        dataclasses.replace(stage, filters=make_divisible(stage.filters * width_coefficient)) for stage in _STAGES
     )
-    deepened = [
-        dataclasses.replace(stage, repeats=math.ceil(stage.repeats * depth_coefficient)) for stage in middle
-    ]
+    deepened = [dataclasses.replace(stage, repeats=math.ceil(stage.repeats * depth_coefficient)) for stage in middle]
     return inverted_residual_network(
         config,
         [first, *deepened, last],

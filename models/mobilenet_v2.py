@@ -29,10 +29,7 @@ def _build(config: NetworkConfig) -> keras.Model:
     """Builds the network; the head is widened but never narrowed by the width multiplier (section 6.1)."""
     return inverted_residual_network(
         config,
-        [
-            dataclasses.replace(stage, filters=make_divisible(stage.filters * config.width))
-            for stage in _STAGES
-        ],
+        [dataclasses.replace(stage, filters=make_divisible(stage.filters * config.width)) for stage in _STAGES],
         name="mobilenet_v2",
         rescaling=Rescaling(scale=1 / 127.5, offset=-1.0),
         stem_filters=make_divisible(_STEM_FILTERS * config.width),

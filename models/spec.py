@@ -14,6 +14,24 @@ MIN_RESOLUTION = 32
 """The smallest image side in pixels: the paper's strides divide the image by 32."""
 
 
+def check_input_shape(input_shape: tuple[int, int, int]) -> None:
+    """Refuses what is not `(height, width, 3)` in pixels with both sides of at least `MIN_RESOLUTION`.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if len(input_shape) != 3 or input_shape[2] != 3:
+        raise ValueError(
+            f"input_shape is {input_shape!r}, expected (height, width, 3): networks take RGB images, so repeat "
+            "the one channel of a grey image three times."
+        )
+    if not all(isinstance(size, int) and size >= MIN_RESOLUTION for size in input_shape[:2]):
+        raise ValueError(
+            f"input_shape is {input_shape!r}, expected a height and a width of at least {MIN_RESOLUTION} whole "
+            "pixels; resize smaller images."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Everything that shapes one network, with nothing left to a default.
@@ -38,16 +56,7 @@ class NetworkConfig:
     batch_norm_momentum: float
 
     def __post_init__(self) -> None:
-        if len(self.input_shape) != 3 or self.input_shape[2] != 3:
-            raise ValueError(
-                f"input_shape is {self.input_shape!r}, expected (height, width, 3): networks take RGB "
-                "images, so repeat the one channel of a grey image three times."
-            )
-        if not all(isinstance(size, int) and size >= MIN_RESOLUTION for size in self.input_shape[:2]):
-            raise ValueError(
-                f"input_shape is {self.input_shape!r}, expected a height and a width of at least "
-                f"{MIN_RESOLUTION} whole pixels; resize smaller images."
-            )
+        check_input_shape(self.input_shape)
         if not (isinstance(self.num_classes, int) and self.num_classes >= 2):
             raise ValueError(f"num_classes is {self.num_classes!r}, expected a whole number of at least 2.")
         if not (math.isfinite(self.width) and self.width > 0):
@@ -56,8 +65,7 @@ class NetworkConfig:
             raise ValueError(f"dropout is {self.dropout!r}, expected a number in [0, 1).")
         if not 0 < self.batch_norm_momentum < 1:
             raise ValueError(
-                f"batch_norm_momentum is {self.batch_norm_momentum!r}, expected a number in (0, 1), "
-                "such as 0.99."
+                f"batch_norm_momentum is {self.batch_norm_momentum!r}, expected a number in (0, 1), such as 0.99."
             )
 
 

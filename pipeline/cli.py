@@ -490,7 +490,9 @@ def _print_report(report: dict[str, Any], directory: Path) -> None:
         click.echo(line)
     seconds = sum(row["seconds"] for row in report["stages"])
     cached = sum(row["cached"] for row in report["stages"])
-    click.echo(f"{len(report['stages'])} stages, {cached} of them cached, {seconds:.1f} s. Report: {directory}/report.md")
+    click.echo(
+        f"{len(report['stages'])} stages, {cached} of them cached, {seconds:.1f} s. Report: {directory}/report.md"
+    )
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

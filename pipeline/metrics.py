@@ -91,9 +91,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     def loss(log_temperature: float) -> float:
         return negative_log_likelihood(logits / math.exp(log_temperature), labels)
 
-    found = minimize_scalar(
-        loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded", options={"xatol": 1e-6}
-    )
+    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded", options={"xatol": 1e-6})
     return float(math.exp(found.x))
 
 

@@ -67,14 +67,10 @@ def build_network(config: ModelConfig, input_shape: Sequence[int], num_classes: 
         num_classes: How many logits.
     """
     height, width, channels = input_shape
-    return models.build(
-        config.name, input_shape=(height, width, channels), num_classes=num_classes, **config.options()
-    )
+    return models.build(config.name, input_shape=(height, width, channels), num_classes=num_classes, **config.options())
 
 
-def save_network(
-    model: keras.Model, directory: Path, *, config: ModelConfig, classes: Sequence[str]
-) -> None:
+def save_network(model: keras.Model, directory: Path, *, config: ModelConfig, classes: Sequence[str]) -> None:
     """Writes what `load_network` needs: the config and the weights."""
     description = {
         "model": config.model_dump(mode="json"),

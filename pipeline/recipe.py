@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-import models
+from models.spec import MIN_RESOLUTION
 from pipeline.errors import RecipeError
 from pipeline.gates import GatesConfig
 from pipeline.network import FAKE_NETWORK, ModelConfig
@@ -79,11 +79,11 @@ class Recipe(FrozenConfig):
                 f"export.targets names fake, which runs the network fake alone, but model.name is "
                 f"{self.model.name}: leave fake out."
             )
-        height, width = self.data.size
-        try:
-            models.check_input_size(height, width)
-        except ValueError as error:
-            raise ValueError(f"data.size is [{height}, {width}]: {error}") from error
+        if min(self.data.size) < MIN_RESOLUTION:
+            raise ValueError(
+                f"data.size is {list(self.data.size)}, but {self.model.name} takes at least {MIN_RESOLUTION} pixels "
+                f"a side: set data.size to [{MIN_RESOLUTION}, {MIN_RESOLUTION}] or more; smaller images are enlarged."
+            )
         if len(set(self.devices)) != len(self.devices):
             raise ValueError(f"devices names one twice: {', '.join(self.devices)}.")
         return self

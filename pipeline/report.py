@@ -192,8 +192,10 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
             f"{network['temperature']:.3f} takes the calibration error from {_percent(before['ece'])} to "
             f"{_percent(after['ece'])} %, the negative log-likelihood from {before['nll']:.4f} to {after['nll']:.4f}."
         )
-    lines += [f"{name}: selected {selection['reason']}" if selection["selected"] else f"{name}: {selection['reason']}"
-              for name, selection in report["selected"].items()]
+    lines += [
+        f"{name}: selected {selection['reason']}" if selection["selected"] else f"{name}: {selection['reason']}"
+        for name, selection in report["selected"].items()
+    ]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}
     lines += sorted(notes)
     for device in report["devices"]:
@@ -263,7 +265,9 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 def _counts(data: Mapping[str, Any]) -> str:
     splits = data.get("splits", {})
-    named = ", ".join(f"{value['count'] if isinstance(value, dict) else value} {name}" for name, value in splits.items())
+    named = ", ".join(
+        f"{value['count'] if isinstance(value, dict) else value} {name}" for name, value in splits.items()
+    )
     return named or "no images"
 
 

@@ -171,7 +171,9 @@ class _Run:
     def _export(self) -> None:
         for target in self._recipe.export.targets:
             for precision in self._recipe.export.precisions:
-                stage = ExportStage(target=target, precision=precision, reduce_range=self._reduce_range(target, precision))
+                stage = ExportStage(
+                    target=target, precision=precision, reduce_range=self._reduce_range(target, precision)
+                )
                 self._try(f"export/{target}/{precision}", stage, {"calibrate": "calibrate"})
 
     def _verify(self) -> None:
@@ -273,9 +275,7 @@ def _plan(stage: Stage, sources: Mapping[str, Artifact]) -> Manifest:
         "tools": tool_versions(stage.tool_names()),
         "fingerprint": stage.fingerprint(),
     }
-    return Manifest(
-        stage=stage.stage, key=artifact_key(stage.stage, **parts), **parts, metrics={}, wall_time_s=0.0
-    )
+    return Manifest(stage=stage.stage, key=artifact_key(stage.stage, **parts), **parts, metrics={}, wall_time_s=0.0)
 
 
 def host_facts() -> dict[str, Any]:

@@ -154,11 +154,7 @@ class BoardAgent:
         runner = self._loaded()
         shape = fixed_shape(self._description["input"])
         images = np.load(params["images"], mmap_mode="r", allow_pickle=False)
-        if (
-            images.dtype.name != self._description["input"]["dtype"]
-            or images.shape[1:] != shape[1:]
-            or shape[0] != 1
-        ):
+        if images.dtype.name != self._description["input"]["dtype"] or images.shape[1:] != shape[1:] or shape[0] != 1:
             raise AgentError(
                 f"the images are {images.dtype.name} {images.shape}, but the model takes "
                 f"{self._description['input']['dtype']} {shape}; preprocess them with the model's record"
@@ -230,10 +226,7 @@ def _random_inputs(record: Dict[str, Any]) -> List[Array[Any, Any]]:
         return [generator.random(shape).astype(dtype) for _ in range(_NUM_INPUTS)]
     if dtype in ("uint8", "int8", "uint16", "int16"):
         limits = np.iinfo(dtype)
-        return [
-            generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
-            for _ in range(_NUM_INPUTS)
-        ]
+        return [generator.integers(limits.min, limits.max, shape, dtype, endpoint=True) for _ in range(_NUM_INPUTS)]
     if dtype in ("int32", "int64", "uint32", "uint64", "bool"):
         return [generator.integers(0, 2, shape).astype(dtype) for _ in range(_NUM_INPUTS)]
     raise ModelRejected(f"input '{record['name']}' has the type {dtype}, for which there is no random input")
@@ -255,9 +248,7 @@ def _check_files(path: str, sha256: Optional[str], weights_sha256: Optional[str]
         except OSError as error:
             raise ModelRejected(f"the model file {file} can't be read: {error.strerror or error}") from error
         if digest is not None and digest != actual:
-            raise ModelRejected(
-                f"{file} has the SHA-256 {actual}, but {digest} was expected: it is another file"
-            )
+            raise ModelRejected(f"{file} has the SHA-256 {actual}, but {digest} was expected: it is another file")
         records.append({"name": os.path.basename(file), "sha256": actual, "size_bytes": size_bytes})
     return records
 
@@ -278,24 +269,17 @@ def _load_labels(path: Optional[str], count: int) -> Optional[Array[Any, Any]]:
         return None
     labels: Array[Any, Any] = np.load(path, allow_pickle=False)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise AgentError(
-            f"the labels are {labels.dtype.name} {labels.shape}; expected whole numbers ({count},)"
-        )
+        raise AgentError(f"the labels are {labels.dtype.name} {labels.shape}; expected whole numbers ({count},)")
     return labels
 
 
-def _logits_file(
-    path: str, count: int, answer: Array[Any, Any], labels: Optional[Array[Any, Any]]
-) -> Array[Any, Any]:
+def _logits_file(path: str, count: int, answer: Array[Any, Any], labels: Optional[Array[Any, Any]]) -> Array[Any, Any]:
     """A memory-mapped float32 file, `(count, classes)` with as many classes as the first answer has."""
     if answer.ndim != 2 or answer.shape[0] != 1 or answer.dtype != np.float32:
-        raise AgentError(
-            f"the model answers {answer.dtype.name} {answer.shape}; expected logits float32 (1, classes)"
-        )
+        raise AgentError(f"the model answers {answer.dtype.name} {answer.shape}; expected logits float32 (1, classes)")
     if labels is not None and (labels.min() < 0 or labels.max() >= answer.shape[1]):
         raise AgentError(
-            f"the labels reach from {labels.min()} to {labels.max()}, "
-            f"but the model has {answer.shape[1]} classes"
+            f"the labels reach from {labels.min()} to {labels.max()}, but the model has {answer.shape[1]} classes"
         )
     logits: Array[Any, Any] = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.float32, shape=(count, answer.shape[1])

@@ -104,9 +104,7 @@ def parse_cpu_model(cpuinfo: str) -> Optional[str]:
     implementers = re.findall(r"^CPU implementer\s*:\s*(\S+)$", cpuinfo, re.MULTILINE)
     parts = re.findall(r"^CPU part\s*:\s*(\S+)$", cpuinfo, re.MULTILINE)
     if parts and len(implementers) == len(parts):
-        names = [
-            _ARM_PARTS.get(pair, f"implementer {pair[0]} part {pair[1]}") for pair in zip(implementers, parts)
-        ]
+        names = [_ARM_PARTS.get(pair, f"implementer {pair[0]} part {pair[1]}") for pair in zip(implementers, parts)]
         distinct = sorted(set(names), key=names.index)
         return " + ".join(f"{names.count(name)} x {name}" for name in distinct)
     return match.group(1).strip() if match else None

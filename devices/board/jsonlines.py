@@ -7,6 +7,7 @@ A request is one line `{"id": 3, "method": "load", "params": {...}}`. The answer
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -25,6 +26,7 @@ LIFELINE_VARIABLE = "EDGESHIP_LIFELINE_FD"
 """Names the file descriptor of a pipe whose other end only the asking process holds."""
 
 _READ_BYTES = 1 << 16
+_F_SETSIG = 10  # Linux; Python's fcntl does not name it before 3.11
 
 
 def serve(handlers: Mapping[str, Handler]) -> None:
@@ -110,10 +112,10 @@ def _hold_lifeline() -> None:
     if not text:
         return
     lifeline = int(text)
-    set_signal = getattr(fcntl, "F_SETSIG", 10)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, set_signal, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    with contextlib.suppress(OSError):  # an emulated kernel may lack it; the end of standard input is left then
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     os.set_inheritable(lifeline, False)
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(0)  # the asking side was gone before we asked for the signal

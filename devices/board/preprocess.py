@@ -51,9 +51,7 @@ class Preprocess:
         size = self.size
         whole = isinstance(size, tuple) and len(size) == 2 and all(type(side) is int for side in size)
         if not whole or not all(1 <= side <= _MAX_SIZE for side in size):
-            raise ValueError(
-                f"size is {size!r}; expected (height, width), whole numbers from 1 to {_MAX_SIZE}"
-            )
+            raise ValueError(f"size is {size!r}; expected (height, width), whole numbers from 1 to {_MAX_SIZE}")
         for name, known in (("resize", RESIZES), ("crop", CROPS), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of: {', '.join(known)}")
@@ -66,9 +64,7 @@ class Preprocess:
                 "expected 'stretch' with 'none', or 'shorter_side' with 'center'"
             )
         if self.crop == "none" and fraction != 1:
-            raise ValueError(
-                f"crop_fraction is {fraction!r} but crop is 'none'; set crop to 'center' or leave it out"
-            )
+            raise ValueError(f"crop_fraction is {fraction!r} but crop is 'none'; set crop to 'center' or leave it out")
 
     def to_dict(self) -> Dict[str, Any]:
         """JSON values that `from_dict` takes back."""
@@ -159,9 +155,7 @@ def _bilinear(image: np.ndarray[Any, Any], out_size: int, begin: int, count: int
 
 
 @functools.lru_cache(maxsize=256)
-def _taps(
-    in_size: int, out_size: int, begin: int, count: int
-) -> Tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _taps(in_size: int, out_size: int, begin: int, count: int) -> Tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Which rows make a resized row, and with which weights.
 
     Positions are measured in units of 1 / (2 out_size) of a source row, where all of them are whole: source

@@ -33,9 +33,7 @@ class FakeDevice:
 
     def __init__(self, profile: DeviceProfile) -> None:
         if not isinstance(profile.transport, FakeTransport):
-            raise TypeError(
-                f"device '{profile.name}' has the transport '{profile.transport.kind}', expected 'fake'"
-            )
+            raise TypeError(f"device '{profile.name}' has the transport '{profile.transport.kind}', expected 'fake'")
         self._profile, self._script = profile, profile.transport
 
     def put(self, local_path: str) -> str:
@@ -111,9 +109,7 @@ class FakeAgent:
         if method not in self._handlers:
             raise AgentError(f"no method '{method}'; there are: {', '.join(sorted(self._handlers))}")
         if method == "load" and params.get("runtime") != "fake":
-            raise RuntimeMissing(
-                f"the fake device runs the runtime 'fake' only, not '{params.get('runtime')}'"
-            )
+            raise RuntimeMissing(f"the fake device runs the runtime 'fake' only, not '{params.get('runtime')}'")
         if method == "load" and Path(params["path"]).is_file():
             self._clock.start(Path(params["path"]).read_bytes())
         answer = self._handlers[method](params, on_event)

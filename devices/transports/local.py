@@ -45,6 +45,4 @@ class LocalDevice:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_PACKAGES_DIR), env.get("PYTHONPATH"))))
         # Python puts the working directory in front of its search path: in the user's, any file could be a
         # module.
-        return ProcessAgent(
-            [python, "-m", "devices.board"], env=env, cwd=_PACKAGES_DIR, device=self._profile.name
-        )
+        return ProcessAgent([python, "-m", "devices.board"], env=env, cwd=_PACKAGES_DIR, device=self._profile.name)

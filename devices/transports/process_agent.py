@@ -54,9 +54,7 @@ class ProcessAgent:
     ) -> None:
         self._work = ""
         try:
-            self._process = JsonLinesProcess(
-                arguments, env=env, cwd=cwd, name=f"the agent of device '{device}'"
-            )
+            self._process = JsonLinesProcess(arguments, env=env, cwd=cwd, name=f"the agent of device '{device}'")
         except PeerStartError as error:
             raise DeviceError(f"{error.message}; check `python` in the device's profile") from error
         try:

@@ -30,9 +30,7 @@ def draw_calibration_set(labels: NDArray[np.int64], count: int, seed: int) -> ND
         np.int64(3)
     """
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(
-            f"received labels {labels.dtype} {labels.shape}: expected whole numbers (num_images,)"
-        )
+        raise DataError(f"received labels {labels.dtype} {labels.shape}: expected whole numbers (num_images,)")
     if not 1 <= count <= len(labels):
         raise DataError(
             f"received a calibration set of {count} images from {len(labels)}: expected 1 to {len(labels)}; "

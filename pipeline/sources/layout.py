@@ -122,9 +122,7 @@ def _num_folders_around(nested: list[tuple[str, ...]], *, root: str, listing: Li
     if not nested:
         if not listing.files:
             raise DataError(f"{root} is empty: {_EXPECTED}")
-        raise DataError(
-            f"{root} holds {len(listing.files)} files but no image in a class folder: {_EXPECTED}"
-        )
+        raise DataError(f"{root} holds {len(listing.files)} files but no image in a class folder: {_EXPECTED}")
     tops = {parts[0] for parts in nested}
     shallowest = min(len(parts) for parts in nested)
     is_split = next(iter(tops)).lower() in _SPLIT_FOLDERS
@@ -135,9 +133,7 @@ def _split_folders(images: Iterable[tuple[str, ...]], *, root: str) -> dict[str,
     """The names of the split folders that hold classes; empty where the folders are the classes."""
     images = [parts for parts in images if len(parts) > 1]
     with_classes = {parts[0] for parts in images if len(parts) > 2}
-    splits = {
-        top: _SPLIT_FOLDERS[top.lower()] for top in sorted(with_classes) if top.lower() in _SPLIT_FOLDERS
-    }
+    splits = {top: _SPLIT_FOLDERS[top.lower()] for top in sorted(with_classes) if top.lower() in _SPLIT_FOLDERS}
     if not splits:
         return {}
     others = sorted({parts[0] for parts in images if parts[0].lower() not in _SPLIT_FOLDERS})

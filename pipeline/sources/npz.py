@@ -80,9 +80,7 @@ def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         try:
             arrays = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{path} can't be read as .npz ({error}): expected a file of numpy.savez"
-            ) from error
+            raise DataError(f"{path} can't be read as .npz ({error}): expected a file of numpy.savez") from error
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise DataError(f"{path} holds one array alone: expected `images` and `labels` from numpy.savez")
         with arrays:
@@ -94,8 +92,7 @@ def _array(path: Path, arrays: Mapping[str, Any], key: str) -> NDArray[Any]:
         array: NDArray[Any] = arrays[key]
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
-            f"the array `{key}` of {path} can't be read ({error}): expected a plain array without pickled "
-            "objects"
+            f"the array `{key}` of {path} can't be read ({error}): expected a plain array without pickled objects"
         ) from error
     return array
 
@@ -135,15 +132,12 @@ def _labels(path: Path, arrays: Mapping[str, Any], part: _Part) -> NDArray[np.in
         )
     if labels.size and (labels.min() < 0 or labels.max() > np.iinfo(np.int64).max):
         raise DataError(
-            f"`{part.labels_key}` of {path} has labels from {labels.min()} to {labels.max()}: expected 0 and "
-            "up"
+            f"`{part.labels_key}` of {path} has labels from {labels.min()} to {labels.max()}: expected 0 and up"
         )
     return labels.astype(np.int64)
 
 
-def _class_names(
-    path: Path, arrays: Mapping[str, Any], labels: Mapping[str, NDArray[np.int64]]
-) -> dict[int, str]:
+def _class_names(path: Path, arrays: Mapping[str, Any], labels: Mapping[str, NDArray[np.int64]]) -> dict[int, str]:
     used = sorted({int(label) for values in labels.values() for label in np.unique(values)})
     if "class_names" not in arrays:
         return {label: str(label) for label in used}

@@ -128,9 +128,7 @@ def draw_splits(
     """
     if any(not 0 < fraction < 1 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
         received = ", ".join(f"{split} {fraction}" for split, fraction in fractions.items())
-        raise DataError(
-            f"received the fractions {received}: expected each between 0 and 1 and their sum below 1"
-        )
+        raise DataError(f"received the fractions {received}: expected each between 0 and 1 and their sum below 1")
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry.digest].append(entry)
@@ -161,9 +159,7 @@ def _rank(seed: int, digest: str) -> str:
     return hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest()
 
 
-def _take(
-    groups: list[list[Entry]], target: int, *, num_left: int
-) -> tuple[list[list[Entry]], list[list[Entry]]]:
+def _take(groups: list[list[Entry]], target: int, *, num_left: int) -> tuple[list[list[Entry]], list[list[Entry]]]:
     """Takes groups in order while they fit into the target and enough groups are left; at least one."""
     taken: list[list[Entry]] = []
     rest: list[list[Entry]] = []
@@ -215,9 +211,7 @@ def _fixed_splits(
     if "test" in fixed:
         return pool, fixed, ["validation is drawn from train: the source has none"]
     if "validation" in fixed:
-        note = (
-            "the source's validation split is used as test, for it has none; validation is drawn from train"
-        )
+        note = "the source's validation split is used as test, for it has none; validation is drawn from train"
         return pool, {"test": fixed["validation"]}, [note]
     return pool, {}, ["test and validation are drawn from train: the source has no other split"]
 
@@ -258,9 +252,7 @@ def _check_pool(
             f"every train image of {_some(missing)} is also in a split of higher rank and is left out of "
             "train: expected splits that differ; correct the source"
         )
-    where = ", ".join(
-        split for split, found in fixed.items() if any(entry.label == missing[0] for entry in found)
-    )
+    where = ", ".join(split for split, found in fixed.items() if any(entry.label == missing[0] for entry in found))
     raise DataError(
         f"no train image of {_some(missing)} (only in {where}): expected every class in train; add images or "
         "remove the class"

@@ -244,11 +244,7 @@ def _describe_sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
             "max": int(column.max()),
         }
         for axis, column in (("height", lengths[:, 0]), ("width", lengths[:, 1]))
-    } | {
-        "most_common": [
-            {"height": height, "width": width, "num_images": count} for (height, width), count in common
-        ]
-    }
+    } | {"most_common": [{"height": height, "width": width, "num_images": count} for (height, width), count in common]}
 
 
 def _metrics(dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,7 @@ class ExportConfig(FrozenConfig):
         for target in self.targets:
             for precision in self.precisions:
                 if precision not in TARGETS[target].precisions:
-                    raise ValueError(
-                        f"{target} has no {precision}; it has {', '.join(TARGETS[target].precisions)}."
-                    )
+                    raise ValueError(f"{target} has no {precision}; it has {', '.join(TARGETS[target].precisions)}.")
         return self
 
 

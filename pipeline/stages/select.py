@@ -56,8 +56,13 @@ class SelectStage(Stage):
         }
         cases = {case["id"]: case for case in read_manifest(inputs["benchmark"]).metrics["cases"]}
         return select(
-            self.gates, self.select.objective, device=self.device, budgets=self.budgets,
-            exported=exported, verified=verified, cases=cases,
+            self.gates,
+            self.select.objective,
+            device=self.device,
+            budgets=self.budgets,
+            exported=exported,
+            verified=verified,
+            cases=cases,
         )
 
 

@@ -91,9 +91,7 @@ class TrainStage(Stage):
         model = build_network(self.model, images.shape[1:], num_classes)
         model.compile(
             optimizer=make_optimizer(self.train, steps_per_epoch=len(images) // self.train.batch_size),
-            loss=keras.losses.CategoricalCrossentropy(
-                from_logits=True, label_smoothing=self.train.label_smoothing
-            ),
+            loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=self.train.label_smoothing),
             metrics=["accuracy"],
             jit_compile=False if self.backend == "tensorflow" else "auto",
         )
@@ -162,11 +160,10 @@ def make_optimizer(config: TrainConfig, *, steps_per_epoch: int) -> keras.optimi
     )
     decay = config.weight_decay or None
     if config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=decay)
     else:
-        optimizer = keras.optimizers.SGD(
-            schedule, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay
-        )
+        momentum = 0.9 if config.momentum is None else config.momentum
+        optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
@@ -211,12 +208,15 @@ class _Progress:
 
     def epoch_done(self, record: Mapping[str, Any]) -> None:
         self._tell(
-            {"epoch_done": dict(record), "epochs": self._epochs, "done": record["epoch"] * self._steps,
-             "total": self._epochs * self._steps}
+            {
+                "epoch_done": dict(record),
+                "epochs": self._epochs,
+                "done": record["epoch"] * self._steps,
+                "total": self._epochs * self._steps,
+            }
         )
 
 
 def _replace_text(path: Path, text: str) -> None:
     path.unlink(missing_ok=True)
     path.write_text(text, encoding="utf-8")
-

@@ -74,9 +74,7 @@ class VerifyStage(Stage):
                 tell=tell,
             )
         except DeviceError as error:
-            raise StageError(
-                f"{label} can't be run on this machine: {error.message}", details=error.details
-            ) from error
+            raise StageError(f"{label} can't be run on this machine: {error.message}", details=error.details) from error
         logits = np.load(logits_path)
         try:
             compared = parity(reference, logits)
@@ -93,5 +91,7 @@ class VerifyStage(Stage):
             "accuracy_interval": list(accuracy_interval(correct, count)),
             "reference_accuracy": reference_correct / count,
             "accuracy_drop": (reference_correct - correct) / count,
-            **{name: value for name, value in calibration_summary(logits[:count], labels).items() if name != "accuracy"},
+            **{
+                name: value for name, value in calibration_summary(logits[:count], labels).items() if name != "accuracy"
+            },
         }

@@ -114,9 +114,7 @@ class Target(Protocol):
     tools: tuple[str, ...]
     notes: Mapping[str, str]
 
-    def export(
-        self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path
-    ) -> Path:
+    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Writes the model file into `out_dir` and returns its path."""
 
     def inspect(self, path: Path) -> GraphSummary:

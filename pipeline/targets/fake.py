@@ -28,9 +28,7 @@ class FakeTarget:
     tools = ("numpy",)
     notes: Mapping[str, str] = {}
 
-    def export(
-        self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path
-    ) -> Path:
+    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Writes the rounded weights; the calibration set is not needed for weights."""
         del calibration
         with np.load(network.directory / WEIGHTS_FILE) as archive:

@@ -30,9 +30,7 @@ class LiteRTTarget:
         "float16": "weights are stored in float16 and expanded to float32 when the file is loaded",
     }
 
-    def export(
-        self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path
-    ) -> Path:
+    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Converts the SavedModel.
 
         Raises:
@@ -66,8 +64,7 @@ class LiteRTTarget:
         content = path.read_bytes()
         if content[4:8] != b"TFL3":
             raise ModelFileError(
-                f"{path} is no TensorFlow Lite file: expected the identifier TFL3 at byte 4, "
-                f"found {content[4:8]!r}."
+                f"{path} is no TensorFlow Lite file: expected the identifier TFL3 at byte 4, found {content[4:8]!r}."
             )
         return _Reader(content).summary(path)
 
@@ -124,9 +121,7 @@ class _Reader:
             elif weights == "int8" and activations == "float32":
                 activations = "dynamic"
             name = tensors[operator.outputs[0]].name.decode()
-            found.append(
-                LinearOperation(name, weights, "float" if activations.startswith("float") else activations)
-            )
+            found.append(LinearOperation(name, weights, "float" if activations.startswith("float") else activations))
         return found
 
     def _describe(self, index: int) -> TensorDescription:

@@ -42,9 +42,7 @@ class OnnxRuntimeTarget:
         ),
     }
 
-    def export(
-        self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path
-    ) -> Path:
+    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Converts the SavedModel, then lowers the precision."""
         import onnx
 
@@ -81,11 +79,12 @@ def _convert(saved_model: Path) -> Any:
     import tf2onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    function = tf.saved_model.load(str(saved_model)).signatures["serve"]
-    ((_, names),) = [function.structured_input_signature]
-    signature = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in names.items()]
+    # The signature alone would not keep the variables alive.
+    loaded = tf.saved_model.load(str(saved_model))
+    _, inputs = loaded.signatures["serve"].structured_input_signature
+    signature = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()]
     model, _ = tf2onnx.convert.from_function(
-        tf.function(lambda image: function(image=image)["logits"], input_signature=signature),
+        tf.function(lambda image: loaded.signatures["serve"](image=image)["logits"], input_signature=signature),
         input_signature=signature,
         opset=OPSET,
     )

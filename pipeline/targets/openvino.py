@@ -45,9 +45,7 @@ class OpenVinoTarget:
         "float16": "weights are stored in float16; the CPU plugin computes in float32",
     }
 
-    def export(
-        self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path
-    ) -> Path:
+    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Converts the SavedModel, quantizes it for int8, and saves it."""
         import openvino as ov
 
@@ -85,9 +83,7 @@ def _to_int8(model: Any, calibration: Calibration) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     images = [image[None] for image in calibration.images]
-    return nncf.quantize(
-        model, nncf.Dataset(images), subset_size=len(images), target_device=nncf.TargetDevice.CPU
-    )
+    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), target_device=nncf.TargetDevice.CPU)
 
 
 class _Reader:

@@ -37,7 +37,7 @@ class TrainConfig(FrozenConfig):
         optimizer: `adamw` (Loshchilov and Hutter 2019) or `sgd` with Nesterov momentum.
         learning_rate: Peak of the schedule: linear warm-up, then half a cosine down to zero.
         warmup_epochs: Length of the warm-up; part of `epochs`.
-        momentum: Of `sgd`.
+        momentum: Of `sgd`; None takes 0.9.
         weight_decay: Decoupled; batch-norm parameters and biases are left out.
         label_smoothing: Share of the label's weight that is spread over all classes (Szegedy et al. 2016).
         seed: Of the initial weights, the order of the images, augmentation and dropout.
@@ -49,7 +49,7 @@ class TrainConfig(FrozenConfig):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(default=0.003, gt=0)
     warmup_epochs: float = Field(default=2.0, ge=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float = Field(default=0.02, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -62,7 +62,7 @@ class TrainConfig(FrozenConfig):
                 f"warmup_epochs is {self.warmup_epochs:g}, but the whole training has {self.epochs} epochs: "
                 f"make warmup_epochs smaller than epochs."
             )
-        if self.optimizer != "sgd" and "momentum" in self.model_fields_set:
+        if self.optimizer != "sgd" and self.momentum is not None:
             raise ValueError(f"momentum belongs to optimizer: sgd, not to {self.optimizer}: leave it out.")
         return self
 

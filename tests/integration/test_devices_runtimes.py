@@ -37,9 +37,13 @@ def onnx_model(name, input_type, shape, transpose, outputs):
                "dw": dw, "db": db, "axes": np.int64([2, 3])}
     nodes = [h.make_node("Cast", ["image"], ["cast"], to=T.FLOAT), h.make_node("Mul", ["cast", "scale"], ["mul"]),
              h.make_node("Sub", ["mul", "one"], ["sub"])]
-    nodes += [h.make_node("Transpose", ["sub"], ["nchw"], perm=[0, 3, 1, 2])] if transpose else [h.make_node("Identity", ["sub"], ["nchw"])]
+    if transpose:
+        nodes.append(h.make_node("Transpose", ["sub"], ["nchw"], perm=[0, 3, 1, 2]))
+    else:
+        nodes.append(h.make_node("Identity", ["sub"], ["nchw"]))
     nodes += [h.make_node("Conv", ["nchw", "w", "b"], ["conv"]), h.make_node("Relu", ["conv"], ["relu"]),
-              h.make_node("ReduceMean", ["relu", "axes"], ["mean"], keepdims=0), h.make_node("Gemm", ["mean", "dw", "db"], ["logits"])]
+              h.make_node("ReduceMean", ["relu", "axes"], ["mean"], keepdims=0),
+              h.make_node("Gemm", ["mean", "dw", "db"], ["logits"])]
     infos = [h.make_tensor_value_info(name, T.FLOAT, None) for name in outputs]
     graph = h.make_graph(nodes, "net", [h.make_tensor_value_info("image", input_type, shape)], infos,
                          [n.from_array(np.asarray(value), key) for key, value in tensors.items()])
@@ -130,7 +134,11 @@ class Damage(NamedTuple):
 
 
 DAMAGES = [
-    *(Damage(f"{name}-cut-{keep}", name, keep) for name in ("net.tflite", "net.onnx", "net.xml", "net.bin") for keep in (0, 0.1, 0.5, 0.95)),
+    *(
+        Damage(f"{name}-cut-{keep}", name, keep)
+        for name in ("net.tflite", "net.onnx", "net.xml", "net.bin")
+        for keep in (0, 0.1, 0.5, 0.95)
+    ),
     *(Damage(f"{name}-noise", name, 1, noise=True) for name in ("net.tflite", "net.onnx", "net.xml")),
 ]
 

@@ -88,9 +88,7 @@ def test_mobilenet_v2_equals_keras_applications(case: ReferenceCase) -> None:
     assert models.count_parameters(ours, batch_norm="all") == theirs.count_params()
 
     pixels = rng.integers(0, 256, (2, *shape), dtype=np.uint8)
-    assert_equal_logits(
-        ours.predict_on_batch(pixels), theirs.predict_on_batch(pixels.astype(np.float32) / 127.5 - 1.0)
-    )
+    assert_equal_logits(ours.predict_on_batch(pixels), theirs.predict_on_batch(pixels.astype(np.float32) / 127.5 - 1.0))
 
 
 LITE0 = [ReferenceCase((224, 224)), ReferenceCase((97, 97)), ReferenceCase((96, 130))]

@@ -84,8 +84,7 @@ def check_image(image: np.ndarray[Any, Any], shape: Tuple[int, ...], dtype: str)
     """
     if image.shape != shape or image.dtype.name != dtype:
         raise ValueError(
-            f"the model takes {dtype} {shape}, but the image is {image.dtype.name} {image.shape}; "
-            "nothing is cast"
+            f"the model takes {dtype} {shape}, but the image is {image.dtype.name} {image.shape}; nothing is cast"
         )
     if not image.flags.c_contiguous:
         raise ValueError("the image is not C-contiguous; pass np.ascontiguousarray(image)")

@@ -50,13 +50,11 @@ class FakeRunner:
     def load(self, path: str, *, num_threads: int) -> None:  # noqa: ARG002 (it has no threads)
         """See `Runner`."""
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 self._weights, self._bias = archive["weights"], archive["bias"]
                 self._behaviour = str(archive["behaviour"]) if "behaviour" in archive else "ok"
                 self._kind = str(archive["kind"]) if "kind" in archive else ""
-                shape = (
-                    [int(size) for size in archive["shape"]] if "shape" in archive else _square(self._weights)
-                )
+                shape = [int(size) for size in archive["shape"]] if "shape" in archive else _square(self._weights)
         except Exception as error:
             raise ModelRejected(f"the fake runtime refuses {path}: {error}") from error
         problem = _problem(self._weights, self._bias, shape, self._behaviour)
@@ -95,18 +93,14 @@ def _square(weights: np.ndarray[Any, Any]) -> list[int]:
     return [side, side, 3]
 
 
-def _problem(
-    weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], shape: list[int], behaviour: str
-) -> str:
+def _problem(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], shape: list[int], behaviour: str) -> str:
     """What is wrong with the archive, or nothing."""
     if weights.ndim != 2 or bias.ndim != 1 or weights.dtype != np.float32 or bias.dtype != np.float32:
         return "expected weights float32 (features, classes) and bias float32 (classes,)"
     if weights.shape[1] != bias.shape[0]:
         return f"weights have {weights.shape[1]} classes, bias has {bias.shape[0]}"
     if len(shape) != 3 or math.prod(shape) != weights.shape[0]:
-        return (
-            f"{weights.shape[0]} features do not make an image of shape {tuple(shape)}; store `shape` as well"
-        )
+        return f"{weights.shape[0]} features do not make an image of shape {tuple(shape)}; store `shape` as well"
     if behaviour not in BEHAVIOURS:
         return f"behaviour '{behaviour}' is unknown; expected one of: {', '.join(BEHAVIOURS)}"
     return "behaviour 'reject' was asked for" if behaviour == "reject" else ""

@@ -12,11 +12,7 @@ from .contract import check_image, fixed_shape, only_input, tensor_record
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 _DTYPES.update(
-    {
-        f"{kind}{bits}": f"{name}{bits}"
-        for kind, name in (("u", "uint"), ("i", "int"))
-        for bits in (8, 16, 32, 64)
-    }
+    {f"{kind}{bits}": f"{name}{bits}" for kind, name in (("u", "uint"), ("i", "int")) for bits in (8, 16, 32, 64)}
 )
 
 

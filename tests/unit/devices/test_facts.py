@@ -8,6 +8,16 @@ import pytest
 
 from devices.board import facts, memory
 
+X86_FLAGS = (
+    "fpu vme sse sse2 ssse3 fma sse4_1 sse4_2 avx f16c avx2 avx512f avx512bw avx512vl avx512_bf16 avx_vnni avx512_vnni "
+    "amx_bf16 avx512_fp16 amx_tile amx_int8"
+)
+
+X86_FEATURES = [
+    *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    *("avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
+]
+
 X86 = "\n\n".join(
     f"""processor\t: {core}
 vendor_id\t: GenuineIntel
@@ -17,7 +27,7 @@ model name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
 stepping\t: 8
 cpu MHz\t\t: 2699.998
 cache size\t: 107520 KB
-flags\t\t: fpu vme sse sse2 ssse3 fma sse4_1 sse4_2 avx f16c avx2 avx512f avx512bw avx512vl avx512_bf16 avx_vnni avx512_vnni amx_bf16 avx512_fp16 amx_tile amx_int8
+flags\t\t: {X86_FLAGS}
 bugs\t\t: spectre_v1 spectre_v2
 bogomips\t: 5399.99"""
     for core in range(2)
@@ -80,15 +90,16 @@ RECORDINGS = [
         "x86",
         X86,
         "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
-        "sse4_1 sse4_2 avx avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx512_bf16 avx512_fp16 avx_vnni "
-        "amx_tile amx_int8 amx_bf16".split(),
+        X86_FEATURES,
         2699.998,
     ),
     Recording("raspberry-pi-4", RASPBERRY_PI_4, "4 x Cortex-A72", ["asimd"], None),
     Recording("raspberry-pi-3-32-bit", RASPBERRY_PI_3_32_BIT, "4 x Cortex-A53", ["neon", "vfpv4"], None),
     # i8mm on half of the cores is not a feature a program can rely on.
     Recording("rock-5b", ROCK_5B, "4 x Cortex-A55 + 4 x Cortex-A76", ["asimd", "asimdhp", "asimddp"], None),
-    Recording("unknown part", "CPU implementer\t: 0x61\nCPU part\t: 0x022\n", "1 x implementer 0x61 part 0x022", [], None),
+    Recording(
+        "unknown part", "CPU implementer\t: 0x61\nCPU part\t: 0x022\n", "1 x implementer 0x61 part 0x022", [], None
+    ),
     Recording("nothing", "", None, [], None),
 ]
 

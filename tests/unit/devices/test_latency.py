@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.latency import median_interval, percentile, summarize
@@ -11,6 +11,7 @@ VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=200)
 PERCENT = st.floats(0, 100)
 
 
+@settings(deadline=None)
 @given(VALUES, PERCENT)
 def test_percentile_interpolates_between_sorted_values(values: list[float], percent: float) -> None:
     ordered = sorted(values)
@@ -21,6 +22,7 @@ def test_percentile_interpolates_between_sorted_values(values: list[float], perc
     assert percentile(values, percent) == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(VALUES, PERCENT, PERCENT)
 def test_percentile_grows_and_stays_within_the_values(values: list[float], one: float, other: float) -> None:
     low, high = sorted((percentile(values, min(one, other)), percentile(values, max(one, other))))
@@ -29,6 +31,7 @@ def test_percentile_grows_and_stays_within_the_values(values: list[float], one: 
     assert percentile(values, min(one, other)) <= percentile(values, max(one, other)) * (1 + 1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=60), st.randoms(use_true_random=False))
 def test_percentile_does_not_depend_on_order_and_scales(values: list[float], order: object) -> None:
     shuffled = list(values)
@@ -56,6 +59,7 @@ def test_summary_is_in_milliseconds() -> None:
     assert summary.p50_interval[0] <= summary.p50 <= summary.p50_interval[1]
 
 
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.lists(st.floats(0.1, 100), min_size=1, max_size=8), min_size=1, max_size=12),
     st.integers(0, 2**32 - 1),

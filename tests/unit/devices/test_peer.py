@@ -149,9 +149,9 @@ def test_death_is_told_with_its_cause(method: str, params: dict[str, int], words
 def test_a_peer_that_does_not_start() -> None:
     with pytest.raises(PeerStartError, match="no-such-program"):
         JsonLinesProcess(["/no-such-program"], name="the peer")
-    with JsonLinesProcess([sys.executable, "-c", "import no_such_module"]) as peer:
-        with pytest.raises(PeerDiedError, match="status 1") as caught:
-            peer.request("echo")
+    broken = [sys.executable, "-c", "import no_such_module"]
+    with JsonLinesProcess(broken) as peer, pytest.raises(PeerDiedError, match="status 1") as caught:
+        peer.request("echo")
     assert "no_such_module" in caught.value.stderr_tail
 
 
@@ -159,7 +159,7 @@ def test_a_peer_that_does_not_start() -> None:
 def test_timeout_ends_the_peer(method: str) -> None:
     with start() as peer:
         peer.request("echo")
-        with pytest.raises(PeerTimeoutError, match=f"did not answer '{method}' within 0.2 s"):
+        with pytest.raises(PeerTimeoutError, match=rf"did not answer '{method}' within 0\.2 s"):
             peer.request(method, timeout_s=0.2)
         assert is_gone(peer.pid, within_s=0.1)
 
@@ -169,7 +169,7 @@ def test_events_renew_the_idle_timeout_only() -> None:
         peer.request("echo")
         many = {"count": 8, "pause_s": 0.1}
         assert peer.request("events", many, idle_timeout_s=0.6) == {"done": 8}
-        with pytest.raises(PeerTimeoutError, match="within 0.3 s"):
+        with pytest.raises(PeerTimeoutError, match=r"within 0\.3 s"):
             peer.request("events", many, timeout_s=0.3, idle_timeout_s=5)
 
 

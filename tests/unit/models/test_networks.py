@@ -174,9 +174,7 @@ class ErrorCase:
 
 
 ERRORS = [
-    ErrorCase(
-        "unknown name", "Unknown network 'mobilenetv2'.*Did you mean 'mobilenet_v2'", name="mobilenetv2"
-    ),
+    ErrorCase("unknown name", "Unknown network 'mobilenetv2'.*Did you mean 'mobilenet_v2'", name="mobilenetv2"),
     ErrorCase(
         "nothing close",
         r"Unknown network 'zzz', expected one of efficientnet_lite0, mobilenet_v2\.$",
@@ -186,6 +184,7 @@ ERRORS = [
     ErrorCase("fractional size", "at least 32 whole pixels", changes={"input_shape": (32.5, 32, 3)}),
     ErrorCase("grey image", r"expected \(height, width, 3\)", changes={"input_shape": (32, 32, 1)}),
     ErrorCase("no channels", r"expected \(height, width, 3\)", changes={"input_shape": (32, 32)}),
+    ErrorCase("one number", r"expected \(height, width, 3\)", changes={"input_shape": (32,)}),
     ErrorCase("width zero", "width is 0, expected a number above 0", changes={"width": 0}),
     ErrorCase("width negative", "width is -1.0", changes={"width": -1.0}),
     ErrorCase("width not a number", "width is nan", changes={"width": float("nan")}),

@@ -8,16 +8,12 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError
 from pipeline.quantization.calibration_set import draw_calibration_set
 
-LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(
-    lambda values: np.array(values, dtype=np.int64)
-)
+LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(lambda values: np.array(values, dtype=np.int64))
 
 
 @given(LABELS, st.integers(0, 2**32), st.data())
 @settings(max_examples=100, deadline=None)
-def test_the_draw_is_balanced_sorted_and_without_repetition(
-    labels: np.ndarray, seed: int, data: st.DataObject
-) -> None:
+def test_the_draw_is_balanced_sorted_and_without_repetition(labels: np.ndarray, seed: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(labels)))
 
     drawn = draw_calibration_set(labels, count, seed)
@@ -52,9 +48,7 @@ def test_a_count_out_of_range_is_an_error(count: int) -> None:
         draw_calibration_set(np.array([0, 0, 1, 1]), count, 0)
 
 
-@pytest.mark.parametrize(
-    "labels", [np.zeros((2, 2), dtype=np.int64), np.zeros(4)], ids=["two_axes", "floats"]
-)
+@pytest.mark.parametrize("labels", [np.zeros((2, 2), dtype=np.int64), np.zeros(4)], ids=["two_axes", "floats"])
 def test_labels_of_another_form_are_an_error(labels: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected whole numbers"):
         draw_calibration_set(labels, 1, 0)

@@ -144,8 +144,7 @@ def test_copies_across_splits_and_labels_are_listed(tmp_path: Path) -> None:
 
     summary = dataset(tmp_path / "out")
     assert [
-        (item["name"], item["split"], item["kept_name"], item["kept_split"])
-        for item in summary["removed_duplicates"]
+        (item["name"], item["split"], item["kept_name"], item["kept_split"]) for item in summary["removed_duplicates"]
     ] == [
         ("train/a/copy.png", "train", "test/a/0.png", "test"),
         ("train/b/wrong.png", "train", "test/a/1.png", "test"),

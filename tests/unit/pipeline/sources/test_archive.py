@@ -51,9 +51,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.id)
 def test_members_that_could_do_harm_are_refused(case: Hostile, tmp_path: Path) -> None:
-    path = write_archive(
-        tmp_path / "x.tar", [member("a/1.jpg"), member(case.name, b"y", case.kind, case.link)]
-    )
+    path = write_archive(tmp_path / "x.tar", [member("a/1.jpg"), member(case.name, b"y", case.kind, case.link)])
 
     listing = list_archive(path)
 

@@ -73,9 +73,7 @@ def test_an_archive_gives_what_its_directory_gives(suffix: str, reverse: bool, t
     assert [(s.name, s.split, s.label, s.digest) for s in packed] == [
         (s.name, s.split, s.label, s.digest) for s in plain
     ]
-    assert all(
-        np.array_equal(a.decode().pixels, b.decode().pixels) for a, b in zip(packed, plain, strict=True)
-    )
+    assert all(np.array_equal(a.decode().pixels, b.decode().pixels) for a, b in zip(packed, plain, strict=True))
 
 
 def test_hidden_files_are_left_out_and_other_files_are_reported(tmp_path: Path) -> None:

@@ -102,16 +102,12 @@ WRONG = [
     Wrong("no_labels", {"images": GREY}, "has `images` but no `labels`"),
     Wrong("no_test_images", {"test_labels": LABELS}, "has `test_labels` but no `test_images`"),
     Wrong("float_images", {"images": GREY / 255, "labels": LABELS}, "float64 (4, 3, 2): expected uint8"),
-    Wrong(
-        "two_channels", {"images": COLOUR[..., :2], "labels": LABELS}, "uint8 (4, 3, 2, 2): expected uint8"
-    ),
+    Wrong("two_channels", {"images": COLOUR[..., :2], "labels": LABELS}, "uint8 (4, 3, 2, 2): expected uint8"),
     Wrong("flat_images", {"images": GREY.reshape(4, 6), "labels": LABELS}, "uint8 (4, 6): expected uint8"),
     Wrong("images_without_pixels", {"images": GREY[:, :0], "labels": LABELS}, "uint8 (4, 0, 2)"),
     Wrong("fewer_labels", {"images": GREY, "labels": LABELS[:3]}, "4 images but `labels` has 3 labels"),
     Wrong("float_labels", {"images": GREY, "labels": LABELS / 2}, "float64 (4,): expected whole numbers"),
-    Wrong(
-        "one_hot_labels", {"images": GREY, "labels": np.eye(4, dtype=int)}, "(4, 4): expected whole numbers"
-    ),
+    Wrong("one_hot_labels", {"images": GREY, "labels": np.eye(4, dtype=int)}, "(4, 4): expected whole numbers"),
     Wrong("negative_labels", {"images": GREY, "labels": LABELS - 1}, "labels from -1 to 9"),
     Wrong(
         "pickled_labels",

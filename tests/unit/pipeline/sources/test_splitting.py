@@ -24,9 +24,7 @@ def entries_of(counts: dict[str, int], split: Split | None = None, first_digest:
     for label, count in counts.items():
         for index in range(count):
             number = first_digest + len(found)
-            found.append(
-                Entry(f"{split or 'all'}/{label}/{index:04d}", split, label, f"{number:064x}", number)
-            )
+            found.append(Entry(f"{split or 'all'}/{label}/{index:04d}", split, label, f"{number:064x}", number))
     return found
 
 
@@ -86,6 +84,16 @@ def test_every_class_gets_its_share(num_images: int, test: float, validation: fl
     for split, fraction in (("test", test), ("validation", validation)):
         count = sum(entry.label == "a" for entry in drawn[split])
         assert abs(count - max(1, num_images * fraction)) <= 1
+
+
+def test_every_split_gets_an_image_even_if_the_shares_would_take_all() -> None:
+    drawn = draw_splits(entries_of({"a": 4, "b": 4}), {"test": 0.3, "validation": 0.69}, classes=("a", "b"), seed=0)
+
+    assert {split: count_labels(found) for split, found in drawn.items()} == {
+        "train": {"a": 1, "b": 1},
+        "validation": {"a": 2, "b": 2},
+        "test": {"a": 1, "b": 1},
+    }
 
 
 def test_the_seed_changes_the_draw() -> None:
@@ -186,6 +194,7 @@ def test_copies_leave_the_split_of_lower_rank() -> None:
 
     result = plan([*train, *validation, *test])
 
+    assert plan([*reversed(test), *reversed(validation), *reversed(train)]) == result
     assert list(result.splits["test"]) == test
     removed = [(item.entry.name, item.kept.name) for item in result.removed]
     assert removed == [
@@ -193,9 +202,7 @@ def test_copies_leave_the_split_of_lower_rank() -> None:
         ("train/b/y", "validation/a/0001"),
         ("validation/a/x", "test/a/0000"),
     ]
-    assert [[entry.name for entry in group] for group in result.conflicts] == [
-        ["train/b/y", "validation/a/0001"]
-    ]
+    assert [[entry.name for entry in group] for group in result.conflicts] == [["train/b/y", "validation/a/0001"]]
 
 
 def test_one_content_under_two_labels_is_kept_in_one_split_and_listed() -> None:
@@ -232,9 +239,7 @@ REFUSED = [
     Refused("one_class", entries_of({"a": 9}), "one class only (a)"),
     Refused("one_image", entries_of({"a": 9, "b": 1}), "b (1); expected at least 2 a class"),
     Refused("below_the_minimum", entries_of({"a": 9, "b": 4}), "b (4)", min_images_per_class=5),
-    Refused(
-        "too_few_for_the_splits", entries_of({"a": 9, "b": 2}), "each of the 3 splits that are drawn: b (2)"
-    ),
+    Refused("too_few_for_the_splits", entries_of({"a": 9, "b": 2}), "each of the 3 splits that are drawn: b (2)"),
     Refused(
         "copies_do_not_count",
         [*entries_of({"a": 9}), *(Entry(f"b{i}", None, "b", "same", i) for i in range(9))],
