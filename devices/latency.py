@@ -42,8 +42,8 @@ class LatencySummary(BaseModel):
 def percentile(values: ArrayLike, percent: float) -> float:
     """The percentile with linear interpolation between the two nearest of the sorted values.
 
-    The sorted values stand at 0 %, 100 / (n - 1) %, ... 100 % (definition 7 of Hyndman and Fan, "Sample
-    quantiles in statistical packages", 1996; the default of numpy, R and of MLPerf's early numbers).
+    The sorted values stand at 0 %, 100 / (n - 1) %, ... 100 %: definition 7 of Hyndman and Fan, "Sample quantiles in
+    statistical packages" (1996), and the default of numpy.
 
     Raises:
         ValueError: There are no values, or `percent` is not between 0 and 100.

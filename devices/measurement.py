@@ -110,14 +110,17 @@ def predict(
     labels = None if labels_path is None else transport.put(labels_path)
     with transport.start_agent() as agent:
         loaded = _load(profile, transport, agent, case, BenchmarkSettings().load_timeout_s)
-        answer = agent.request(
-            "predict",
-            {"images": images, "labels": labels},
-            idle_timeout_s=BenchmarkSettings().inference_timeout_s,
-            on_event=lambda event: tell({"case": case.id, **event}),
-        )
-        transport.get(answer.pop("logits"), logits_path)
-        agent.request("unload", timeout_s=_FACTS_TIMEOUT_S)
+        try:
+            answer = agent.request(
+                "predict",
+                {"images": images, "labels": labels},
+                idle_timeout_s=BenchmarkSettings().inference_timeout_s,
+                on_event=lambda event: tell({"case": case.id, **event}),
+            )
+            transport.get(answer.pop("logits"), logits_path)
+        finally:
+            with contextlib.suppress(DeviceError):  # it only tidies up; an agent that is gone has been reported
+                agent.request("unload", timeout_s=_FACTS_TIMEOUT_S)
     return Prediction(sha256=loaded["sha256"], model=loaded["model"], **answer)
 
 

@@ -1,7 +1,4 @@
-"""Ways to a device, one file each.
-
-Of the messages and options of a transport nothing is split, quoted or run by a shell.
-"""
+"""Ways to a device, one file each."""
 
 from __future__ import annotations
 

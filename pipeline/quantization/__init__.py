@@ -1,1 +1,1 @@
-""""""
+"""What the integer precisions of all targets share."""

@@ -124,10 +124,11 @@ def _to_int8(model: Any, calibration: Calibration, out_dir: Path) -> Any:
             image = next(self._rows, None)
             return None if image is None else {"image": np.ascontiguousarray(image[None])}
 
-    prepared, quantized = out_dir / ".prepared.onnx", out_dir / ".quantized.onnx"
+    floating, prepared, quantized = (out_dir / f".{name}.onnx" for name in ("float", "prepared", "quantized"))
     logging.getLogger().setLevel(logging.ERROR)
     try:
-        quant_pre_process(model, str(prepared), skip_symbolic_shape=True)
+        onnx.save(model, str(floating))
+        quant_pre_process(str(floating), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
             str(quantized),
@@ -140,8 +141,8 @@ def _to_int8(model: Any, calibration: Calibration, out_dir: Path) -> Any:
         )
         return onnx.load(str(quantized))
     finally:
-        prepared.unlink(missing_ok=True)
-        quantized.unlink(missing_ok=True)
+        for path in (floating, prepared, quantized):
+            path.unlink(missing_ok=True)
 
 
 def _summary(path: Path, model: Any) -> GraphSummary:
@@ -180,10 +181,7 @@ def _linear(graph: Any, types: Mapping[str, int]) -> list[LinearOperation]:
         elif node.op_type in _LINEAR:
             weights, from_integer = _stored_type(node.input[1], producers, types)
             activations, quantized = _stored_type(node.input[0], producers, types)
-            if quantized:
-                activations = "int16" if "16" in activations else "int8"
-            else:
-                activations = "float"
+            activations = ("int16" if "16" in activations else "int8") if quantized else "float"
             found.append(LinearOperation(node.name, "int8" if from_integer else weights, activations))
     return found
 

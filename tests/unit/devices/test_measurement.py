@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,13 +224,17 @@ BAD_DATA = [
 
 
 @pytest.mark.parametrize("data", BAD_DATA, ids=lambda data: data.id)
-def test_predict_refuses_bad_data(data: BadData, tmp_path: Path) -> None:
+def test_predict_refuses_bad_data(data: BadData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     np.save(tmp_path / "images.npy", data.images)
     np.save(tmp_path / "labels.npy", data.labels)
     files = [str(tmp_path / name) for name in ("images.npy", "labels.npy", "logits.npy")]
     with pytest.raises(DeviceError, match=data.words):
         predict(load_profile("fake"), fake_case(write_model(tmp_path / "m.fake")), *files)
     assert not (tmp_path / "logits.npy").exists()
+    assert list(scratch.iterdir()) == []
 
 
 def test_the_fake_device_has_no_other_runtime(tmp_path: Path) -> None:
