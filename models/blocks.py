@@ -105,13 +105,6 @@ def early_strides(height: int, width: int, *, early_stride: bool) -> tuple[int, 
     return (1, 1) if min(height, width) <= TINY_IMAGE_UP_TO else (1, 2)
 
 
-def _kernel_initializer() -> keras.initializers.Initializer:
-    """EfficientNet's initialization of convolutions (`conv_kernel_initializer` in efficientnet_model.py)."""
-    import keras
-
-    return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="untruncated_normal")
-
-
 def batch_norm(x: keras.KerasTensor, *, momentum: float, name: str, relu6: bool = True) -> keras.KerasTensor:
     """Batch normalization `<name>_bn`, then ReLU6 `<name>_relu6` unless the output is to stay linear."""
     import keras
@@ -153,7 +146,6 @@ def conv_batch_norm(
         padding="same",
         data_format="channels_last",
         use_bias=False,
-        kernel_initializer=_kernel_initializer(),
         name=name,
     )(x)
     return batch_norm(x, momentum=momentum, name=name, relu6=relu6)
@@ -171,7 +163,6 @@ def depthwise_batch_norm(
         padding="same",
         data_format="channels_last",
         use_bias=False,
-        depthwise_initializer=_kernel_initializer(),
         name=name,
     )(x)
     return batch_norm(x, momentum=momentum, name=name)

@@ -8,6 +8,7 @@ Layout of a store:
     checked/<key>.json          sizes and times of files whose digests were right when last read in full
     quarantine/<key>-<time>/    artifacts found changed, kept for a look
     roots/<digest>.json         which directories of links use which keys (`pipeline.store_maintenance`)
+    roots/<id>.pins             which keys a living process uses (`pipeline.store_pins`)
 
 A directory under `artifacts/` appears by one rename, so a reader never sees half of one, and a process killed at
 any point leaves at most something under `work/`, which the next run of the same key takes over or throws away.
@@ -30,9 +31,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.errors import CorruptArtifactError, StoreError
+from pipeline.keys import canonical_json
+from pipeline.store_pins import Pins
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_EXISTS = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_NO_SPACE = ("No space left on device", "Disk quota exceeded")
 RESUME = ".resume"
 """Directory of a workspace that holds what a resumable stage needs after a kill; it is not published."""
 
@@ -62,6 +67,7 @@ class Manifest:
         metrics: What the stage measured.
         wall_time_s: How long the stage took.
         created: When it was published, UTC, ISO 8601.
+        digest: SHA-256 of all of the above, so that a changed manifest is told from the published one.
     """
 
     stage: str
@@ -76,6 +82,16 @@ class Manifest:
     created: str = ""
     files: list[FileRecord] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
+    digest: str = ""
+
+    def computed_digest(self) -> str:
+        """Returns what `digest` must be."""
+        fields = {name: value for name, value in asdict(self).items() if name != "digest"}
+        return hashlib.sha256(canonical_json(json.loads(json.dumps(fields))).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Returns the text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -110,15 +126,25 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise CorruptArtifactError(f"{path} has schema version {version}; this Edgeship reads {SCHEMA_VERSION}.")
         files = [FileRecord(**record) for record in fields.pop("files")]
-        manifest = Manifest(**fields, files=files)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Manifest(**fields, files=files)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptArtifactError(f"{path} is no manifest of an artifact: {error}.") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise CorruptArtifactError(
-            f"{path} has schema version {manifest.schema_version}; this Edgeship reads {SCHEMA_VERSION}."
-        )
-    return manifest
+
+
+def check_manifest(manifest: Manifest, *, stage: str, key: str) -> None:
+    """Checks that a manifest is the published one of an artifact.
+
+    Raises:
+        CorruptArtifactError: It belongs to another artifact, or was changed.
+    """
+    if (manifest.stage, manifest.key) != (stage, key):
+        raise CorruptArtifactError(f"The manifest of {stage}/{key} names {manifest.stage}/{manifest.key}.")
+    if manifest.digest != manifest.computed_digest():
+        raise CorruptArtifactError(f"The manifest of {stage}/{key} differs from its own digest.")
 
 
 @contextlib.contextmanager
@@ -126,6 +152,8 @@ def store_errors(address: Path | str) -> Iterator[None]:
     """Turns operating-system errors about space, permission and address into `StoreError`."""
     try:
         yield
+    except (TimeoutError, BrokenPipeError):  # a lock that is held; a reader of our output who left
+        raise
     except OSError as error:
         raise store_error(error, address) from error
 
@@ -150,6 +178,22 @@ def store_error(error: OSError, address: Path | str) -> StoreError:
     return StoreError(f"The store at {address} can't be used: {error}.")
 
 
+def store_trouble(error: BaseException, directory: Path) -> StoreError | None:
+    """Returns the `StoreError` behind an error of a stage that wrote into a directory, None where it has another cause.
+
+    Native writers (HDF5, SavedModel) report a full disk as an error of their own, told by its text.
+    """
+    if isinstance(error, OSError):
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+            return store_error(error, directory)
+        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(directory)
+        if error.errno in {errno.EACCES, errno.EPERM} and not elsewhere:
+            return store_error(error, directory)
+    elif any(text in str(error) for text in _NO_SPACE):
+        return store_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)), directory)
+    return None
+
+
 class ArtifactStore:
     """A store in a local directory.
 
@@ -170,6 +214,7 @@ class ArtifactStore:
                 PermissionError(errno.EACCES, "Permission denied", str(self.directory / "artifacts")),
                 self.directory,
             )
+        self._pins = Pins(self.directory / "roots")
 
     def path_of(self, stage: str, key: str) -> Path:
         """Returns where the artifact lies once it is published."""
@@ -188,9 +233,13 @@ class ArtifactStore:
         directory = self.path_of(stage, key)
         if not directory.is_dir():
             return None
+        self._pins.add(key)
         try:
             manifest = read_manifest(directory)
+            check_manifest(manifest, stage=stage, key=key)
         except CorruptArtifactError as error:
+            if not directory.is_dir():
+                return None  # removed by another process meanwhile
             raise self._quarantine(directory, str(error)) from error
         artifact = Artifact(directory, manifest)
         self._check(artifact, trust_times=True)
@@ -225,14 +274,18 @@ class ArtifactStore:
     def workspace(self, key: str, *, resumable: bool) -> Path:
         """Returns the directory a stage writes into; call it while holding the key's lock.
 
-        Whatever a killed run left there is kept for a resumable stage and removed for the others.
+        What a killed run left there is removed; of a resumable stage, what it needs to go on (`RESUME`) is kept.
         """
         work = self.directory / "work" / key
+        spent = work.with_name(f"{work.name}{RESUME}")
         with store_errors(self.directory):
-            shutil.rmtree(work.with_name(f"{work.name}{RESUME}"), ignore_errors=True)
-            if work.exists() and not resumable:
-                shutil.rmtree(work)
             work.mkdir(parents=True, exist_ok=True)
+            if resumable and spent.exists() and not (work / RESUME).exists():
+                spent.rename(work / RESUME)  # the kill came between the two renames of `publish`
+            for path in work.iterdir():
+                if not (resumable and path.name == RESUME):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            shutil.rmtree(spent, ignore_errors=True)
         return work
 
     def publish(self, work: Path, manifest: Manifest) -> Artifact:
@@ -241,18 +294,28 @@ class ArtifactStore:
         Raises:
             StoreError: No space or no permission; nothing is published then.
         """
+        self._pins.add(manifest.key)
         with store_errors(self.directory):
             files = _seal(work)
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             manifest = replace(manifest, files=files, created=created)
-            write_durably(work / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
+            manifest = replace(manifest, digest=manifest.computed_digest())
+            write_durably(work / MANIFEST, manifest.to_json())
+            (work / MANIFEST).chmod(0o444)
             _sync_directory(work)
             target = self.path_of(manifest.stage, manifest.key)
             target.parent.mkdir(parents=True, exist_ok=True)
             spent = work.with_name(f"{work.name}{RESUME}")
             if (work / RESUME).exists():
                 (work / RESUME).rename(spent)
-            work.rename(target)
+            try:
+                work.rename(target)
+            except OSError as error:
+                there = self.get(manifest.stage, manifest.key) if error.errno in _EXISTS else None
+                if there is None:
+                    raise
+                shutil.rmtree(work, ignore_errors=True)  # another process brought it from a shared store meanwhile
+                return there
             _sync_directory(target.parent)
             shutil.rmtree(spent, ignore_errors=True)
             artifact = Artifact(target, manifest)
@@ -286,8 +349,7 @@ class ArtifactStore:
         if differing:
             raise self._quarantine(artifact.directory, "; ".join(differing[:3]))
         if read_in_full:
-            with contextlib.suppress(OSError):
-                self._remember(artifact)
+            self._remember(artifact)
 
     def _quarantine(self, directory: Path, reason: str) -> CorruptArtifactError:
         key = directory.name
@@ -295,7 +357,14 @@ class ArtifactStore:
         with store_errors(self.directory):
             shelter.parent.mkdir(exist_ok=True)
             (self.directory / "checked" / f"{key}.json").unlink(missing_ok=True)
-            directory.rename(shelter)
+            try:
+                directory.rename(shelter)
+            except FileNotFoundError:
+                return CorruptArtifactError(
+                    f"The artifact {directory.parent.name}/{key} was removed while it was in use. "
+                    f"Run the same command again to make it anew."
+                )
+            os.utime(shelter)  # its age counts from now
         return CorruptArtifactError(
             f"The artifact {directory.parent.name}/{key} was changed after it was published: {reason}. "
             f"Expected the files that its manifest lists. It was moved to {shelter}; "
@@ -303,14 +372,19 @@ class ArtifactStore:
         )
 
     def _remember(self, artifact: Artifact) -> None:
-        seen = {}
-        for record in artifact.manifest.files:
-            status = (artifact.directory / record.path).stat()
-            seen[record.path] = [status.st_size, status.st_mtime_ns, status.st_ino]
+        """Notes that the digests are right; without the note, as on a full disk, the files are read once more."""
         path = self.directory / "checked" / f"{artifact.manifest.key}.json"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(seen), encoding="utf-8")
-        temporary.replace(path)
+        with contextlib.suppress(OSError):
+            try:
+                seen = {}
+                for record in artifact.manifest.files:
+                    status = (artifact.directory / record.path).stat()
+                    seen[record.path] = [status.st_size, status.st_mtime_ns, status.st_ino]
+                temporary.write_text(json.dumps(seen), encoding="utf-8")
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def _recall(self, key: str) -> Mapping[str, list[int]]:
         try:

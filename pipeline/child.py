@@ -6,18 +6,15 @@ native crash ends it alone.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from devices.board.jsonlines import EmitEvent, serve
-from pipeline.artifacts import store_error
+from pipeline.artifacts import store_trouble
 from pipeline.errors import EdgeshipError
 from pipeline.stages.base import Stage
-
-_NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
 
 def run_stage(params: dict[str, Any], emit_event: EmitEvent) -> dict[str, Any]:
@@ -35,14 +32,10 @@ def run_stage(params: dict[str, Any], emit_event: EmitEvent) -> dict[str, Any]:
         return stage.run(inputs, out_dir, emit_event)
     except EdgeshipError:
         raise
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
-            raise store_error(error, out_dir) from error
-        raise
     except Exception as error:
-        # Native writers (HDF5, SavedModel) report a full disk as an error of their own.
-        if any(text in str(error) for text in _NO_SPACE):
-            raise store_error(OSError(errno.ENOSPC, "No space left on device", str(out_dir)), out_dir) from error
+        trouble = store_trouble(error, out_dir)
+        if trouble is not None:
+            raise trouble from error
         raise
 
 

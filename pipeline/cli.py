@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +43,15 @@ _RUNS = click.option(
 )
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe.")
 _RECIPE = click.argument("recipe_path", metavar="RECIPE", type=click.Path(path_type=Path))
+_ROOT = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("~/.local/share/edgeship"),
+    envvar="EDGESHIP_ROOT",
+    show_default=True,
+    show_envvar=True,
+    help="Directory of the releases on the device.",
+)
 _DEVICE = click.option("--device", "device_name", default="local", show_default=True, help="A device profile.")
 
 
@@ -174,6 +183,93 @@ def report_command(recipe_path: Path, overrides: tuple[str, ...], runs: Path, as
         return
     for name, report in zip(names, reports, strict=True):
         _print_report(report, runs / name)
+
+
+@command(main, "deploy")
+@_RECIPE
+@_DEVICE
+@_ROOT
+@_SET
+@_STORE
+@_SHARED_STORE
+@_RUNS
+@_JSON
+def deploy_command(
+    recipe_path: Path,
+    device_name: str,
+    root: Path,
+    overrides: tuple[str, ...],
+    store: Path,
+    shared_store: str | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Put the model that RECIPE selects for a device onto it, after a self-test; the device must be local."""
+    import tempfile
+
+    from devices.profile import load_profile
+    from pipeline.deployment import check_reachable, deploy
+    from pipeline.errors import InputError
+    from pipeline.recipe import load_recipes
+    from pipeline.remote_store import open_store
+    from pipeline.report import report_of
+    from pipeline.run_directory import write_run_directory
+    from pipeline.runner import run_recipe
+
+    recipes = load_recipes(recipe_path, overrides)
+    if len(recipes) != 1:
+        raise InputError(f"{recipe_path} stands for {len(recipes)} recipes; deploy takes one. Choose with --set.")
+    check_reachable(load_profile(device_name))
+    artifact_store = open_store(store, shared_store)
+    with _progress() as progress:
+        result = run_recipe(recipes[0], artifact_store, devices=[device_name], tell=progress.show)
+    write_run_directory(runs / recipes[0].name, result, report_of(result), artifact_store)
+    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+        deployed = deploy(result, result.profiles[0], root.expanduser(), Path(scratch))
+    if as_json:
+        click.echo(json.dumps(deployed, indent=2))
+        return
+    release = deployed["release"]
+    verb = "Deployed" if deployed["changed"] else "Already in use:"
+    home = root.expanduser() / release["name"]
+    click.echo(f"{verb} {release['name']} ({release['target']} {release['precision']}) in {home}/current")
+
+
+@command(main, "status")
+@_ROOT
+@_JSON
+def status_command(root: Path, as_json: bool) -> None:
+    """Show which releases are in use on this machine."""
+    from dataclasses import asdict
+
+    from devices.release import status
+
+    rows = [asdict(row) for row in status(root.expanduser())]
+    if as_json:
+        click.echo(json.dumps({"root": str(root.expanduser()), "releases": rows}, indent=2))
+        return
+    cells = [
+        (row["name"], "-" if row["current"] is None else f"{row['current']['target']} {row['current']['precision']}",
+         row["current_digest"] or "-", row["previous_digest"] or "-", str(len(row["releases"]))) for row in rows
+    ]  # fmt: skip
+    _print_table(str(root.expanduser()), ("name", "in use", "current", "previous", "kept"), cells)
+
+
+@command(main, "rollback")
+@click.argument("name")
+@_ROOT
+@_JSON
+def rollback_command(name: str, root: Path, as_json: bool) -> None:
+    """Go back to the previous release of NAME on this machine, after its self-test."""
+    from devices.profile import load_profile
+    from devices.release import rollback
+    from pipeline.deployment import self_test_on
+
+    digest = rollback(root.expanduser(), name, self_test=self_test_on(load_profile("local")))
+    if as_json:
+        click.echo(json.dumps({"name": name, "current": digest}, indent=2))
+        return
+    click.echo(f"{name} is back at release {digest}")
 
 
 @command(main, "bench")
@@ -426,7 +522,7 @@ def store_ls(store: Path, as_json: bool) -> None:
 
     artifact_store = ArtifactStore(store)
     used = used_keys(artifact_store)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "stage": artifact.manifest.stage,
             "key": artifact.manifest.key,
@@ -495,7 +591,7 @@ def _print_report(report: dict[str, Any], directory: Path) -> None:
     )
 
 
-def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from devices.peer import JsonLinesProcess, PeerDiedError, PeerReplyError
-from pipeline.artifacts import store_errors
+from devices.errors import DeviceError
+from devices.peer import JsonLinesProcess, PeerDiedError, PeerReplyError, PeerStartError, describe_end
+from pipeline.artifacts import store_trouble
 from pipeline.errors import ERRORS, EdgeshipError, StageCrashError, StageError
+from pipeline.keys import canonical_json
 from pipeline.stages.base import Stage, Tell
 
 _TAIL_LINES = 15
@@ -38,10 +41,20 @@ class StageExecutor:
         Raises:
             EdgeshipError: As the stage raised it.
             StageCrashError: The stage's process ended without an answer.
-            StageError: The stage raised something that is no error of ours.
+            StageError: The stage raised something that is no error of ours, or its metrics are no JSON values.
         """
-        if not stage.runs_in_child:
-            return self._run_here(stage, inputs, out_dir)
+        run = self._run_in_child if stage.runs_in_child else self._run_here
+        metrics = run(stage, inputs, out_dir)
+        try:
+            canonical_json(metrics)
+        except (TypeError, ValueError) as error:
+            raise StageError(
+                f"Stage {_title(stage)} measured a value that can't be recorded: {error}. Expected finite numbers: "
+                f"a diverged training, for one, gives others."
+            ) from error
+        return metrics
+
+    def _run_in_child(self, stage: Stage, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
         child = self._child_of(stage)
         try:
             result = child.request(
@@ -60,7 +73,7 @@ class StageExecutor:
         except PeerDiedError as error:
             self.close()
             raise StageCrashError(
-                f"The process of stage {_title(stage)} {_end_of(error)} before it answered. "
+                f"The process of stage {_title(stage)} {describe_end(error.returncode)} before it answered. "
                 f"Nothing of it was published; what was done before is kept, so run the same command again. "
                 f"Last words:\n{_tail(error.stderr_tail)}",
                 details=error.stderr_tail,
@@ -82,19 +95,31 @@ class StageExecutor:
         self.close()
 
     def _run_here(self, stage: Stage, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
-        with store_errors(out_dir):
+        try:
             return stage.run(inputs, out_dir, self._tell)
+        except (EdgeshipError, DeviceError, BrokenPipeError):
+            raise
+        except Exception as error:
+            trouble = store_trouble(error, out_dir)
+            if trouble is not None:
+                raise trouble from error
+            trace = "".join(traceback.format_exception(error))
+            raise _foreign_error(stage, type(error).__name__, str(error), trace) from error
 
     def _child_of(self, stage: Stage) -> JsonLinesProcess:
         backend = str(getattr(stage, "backend", "tensorflow"))
         wanted = (stage.stage, backend)
         if self._child is None or self._child_for != wanted:
             self.close()
-            self._child = JsonLinesProcess(
-                [sys.executable, "-m", "pipeline.child"],
-                env=child_environment(backend),
-                name=f"The process of stage {stage.stage}",
-            )
+            try:
+                self._child = JsonLinesProcess(
+                    # -P: what lies in the working directory never stands in for a module of ours or of Python.
+                    [sys.executable, "-P", "-m", "pipeline.child"],
+                    env=child_environment(backend),
+                    name=f"The process of stage {stage.stage}",
+                )
+            except PeerStartError as error:
+                raise StageError(error.message) from error
             self._child_for = wanted
         return self._child
 
@@ -103,6 +128,10 @@ def child_environment(backend: str) -> dict[str, str]:
     """Returns the environment of a stage's process: the Keras backend, determinism, quiet native libraries."""
     return {
         **os.environ,
+        # Read by the telemetry of OpenVINO's converter and NNCF, which otherwise calls out without asking and
+        # leaves files in the home directory.
+        "CI": "true",
+        "NNCF_CI": "1",
         "KERAS_BACKEND": backend,
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(path for path in (_package_root(), os.environ.get("PYTHONPATH", "")) if path),
@@ -126,15 +155,15 @@ def _as_own_error(stage: Stage, error: PeerReplyError) -> EdgeshipError:
     own = ERRORS.get(error.kind)
     if own is not None:
         return own(error.message, details=error.details)
+    return _foreign_error(stage, error.kind, error.message, error.details)
+
+
+def _foreign_error(stage: Stage, kind: str, message: str, details: str) -> StageError:
     return StageError(
-        f"Stage {_title(stage)} failed with {error.kind}: {_shortened(error.message)} "
+        f"Stage {_title(stage)} failed with {kind}: {_shortened(message)} "
         f"This is not an error of your input; --debug shows the traceback.",
-        details=error.details,
+        details=details,
     )
-
-
-def _end_of(error: PeerDiedError) -> str:
-    return f"was ended by {error.signal_name}" if error.signal_name else f"exited with status {error.returncode}"
 
 
 def _tail(text: str) -> str:

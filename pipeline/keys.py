@@ -97,6 +97,7 @@ def modules_of(*roots: str) -> set[str]:
         if name not in seen and _source(name) is not None:
             seen.add(name)
             waiting.extend(_own_imports(name))
+            waiting.append(name.rpartition(".")[0] or name)  # importing a module runs its package first
     return seen
 
 
@@ -141,6 +142,4 @@ def _own_imports(module: str) -> frozenset[str]:
                 parent = ".".join([*base, parent]) if parent else ".".join(base)
             found.add(parent)
             found.update(f"{parent}.{alias.name}" for alias in node.names)
-    own = {name for name in found if name.split(".")[0] in OWN_PACKAGES}
-    parents = {name.rpartition(".")[0] for name in own if "." in name}
-    return frozenset(own | parents)
+    return frozenset(name for name in found if name.split(".")[0] in OWN_PACKAGES)

@@ -47,8 +47,14 @@ class ModelConfig(FrozenConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.name == FAKE_NETWORK:
+            given = self.options()
+            if given:
+                raise ValueError(f"{next(iter(given))} belongs to a real network, not to fake: leave it out.")
             return self
-        spec = models.find(self.name)
+        try:
+            spec = models.find(self.name)
+        except ValueError as error:
+            raise ValueError(f"name: {error}") from error
         if self.width not in (None, 1.0) and not spec.has_width:
             raise ValueError(f"width is {self.width:g}, but {self.name} has no width multiplier: leave it out.")
         return self

@@ -68,7 +68,7 @@ class PlainProgress:
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._last = 0.0
+        self._last = -_QUIET_S
 
     def show(self, event: dict[str, Any]) -> None:
         """Writes the event's line, if it has one and it is time."""
@@ -117,7 +117,7 @@ class LiveProgress:
     def show(self, event: dict[str, Any]) -> None:
         """Updates the display."""
         if "warning" in event:
-            self._progress.console.print(f"[yellow]warning:[/] {event['warning']}", highlight=False)
+            self._progress.console.print(f"[yellow]warning:[/] {_plain(str(event['warning']))}", highlight=False)
             return
         self._enter(str(event.get("stage", "")))
         state = event.get("state")
@@ -130,7 +130,7 @@ class LiveProgress:
         text = step_text(event)
         self._progress.update(
             self._task,
-            description=text if text is not None else self._progress.tasks[0].description,
+            description=_plain(text) if text is not None else self._progress.tasks[0].description,
             total=event.get("total"),
             completed=event.get("done", 0),
         )
@@ -148,6 +148,13 @@ class LiveProgress:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+def _plain(text: str) -> str:
+    """Returns text in which rich finds no markup: paths and messages may hold brackets."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _duration(seconds: float) -> str:

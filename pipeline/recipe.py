@@ -8,10 +8,12 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
 
@@ -62,10 +64,12 @@ class Recipe(FrozenConfig):
     benchmark: BenchmarkConfig = BenchmarkConfig()
     gates: GatesConfig = GatesConfig()
     select: SelectConfig = SelectConfig()
-    devices: Annotated[tuple[str, ...], Field(min_length=1)] = ("local",)
+    devices: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] = ("local",)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if len(set(self.devices)) != len(self.devices):
+            raise ValueError(f"devices names one twice: {', '.join(self.devices)}.")
         fake_targets = [target for target in self.export.targets if target == "fake"]
         if self.model.name == FAKE_NETWORK:
             if len(fake_targets) != len(self.export.targets):
@@ -84,8 +88,6 @@ class Recipe(FrozenConfig):
                 f"data.size is {list(self.data.size)}, but {self.model.name} takes at least {MIN_RESOLUTION} pixels "
                 f"a side: set data.size to [{MIN_RESOLUTION}, {MIN_RESOLUTION}] or more; smaller images are enlarged."
             )
-        if len(set(self.devices)) != len(self.devices):
-            raise ValueError(f"devices names one twice: {', '.join(self.devices)}.")
         return self
 
 
@@ -100,23 +102,30 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
         RecipeError: The file, an override or a combination can't be used.
     """
     source = read_yaml(path)
-    for override in overrides:
-        _override(source, override)
+    parsed = [_parse_override(override) for override in overrides]
+    for override in parsed:
+        _apply_override(source, override)
     matrix = source.data.pop("matrix", None)
-    if matrix is None:
+    if matrix is None and ("matrix",) not in source.places:
         return [_validate(source)]
     recipes = []
     for suffix, values in _combinations(source, matrix):
         data = json.loads(json.dumps(source.data))
         places = dict(source.places)
         for key, value in values.items():
-            _place(data, key.split("."), value)
-            places[tuple(key.split("."))] = source.places.get(("matrix", key), "matrix")
+            keys, place = tuple(key.split(".")), source.places.get(("matrix", key), "matrix")
+            try:
+                _place(data, keys, value)
+            except TypeError as error:
+                raise RecipeError(f"{source.name}, {place}: matrix.{key}: {error}") from error
+            for length in range(1, len(keys)):
+                places.setdefault(keys[:length], place)
+            places[keys] = place
         data["name"] = f"{data.get('name', '')}-{suffix}"
-        recipes.append(_validate(YamlSource(source.name, data, places)))
-    names = [recipe.name for recipe in recipes]
-    if len(set(names)) != len(names):
-        raise RecipeError(f"{source.place_of(['matrix'])}: two combinations of the matrix have the same name.")
+        try:
+            recipes.append(_validate(YamlSource(source.name, data, places)))
+        except RecipeError as error:
+            raise RecipeError(f"{error.message}\nThis is the combination {suffix} of the matrix.") from error
     return recipes
 
 
@@ -145,7 +154,16 @@ def _validate(source: YamlSource) -> Recipe:
         raise RecipeError("\n".join(dict.fromkeys(problems))) from error
 
 
-def _override(source: YamlSource, override: str) -> None:
+@dataclass(frozen=True)
+class _Override:
+    """One `--set KEY=VALUE`: its text, the parts of its key, its value."""
+
+    text: str
+    keys: tuple[str, ...]
+    value: Any
+
+
+def _parse_override(override: str) -> _Override:
     key, separator, text = override.partition("=")
     key = key.strip()
     if not separator or not key or not all(key.split(".")):
@@ -153,47 +171,120 @@ def _override(source: YamlSource, override: str) -> None:
     try:
         value = parse_scalar(text)
     except RecipeError as error:
-        raise RecipeError(f"--set {override}: {error.message}") from error
+        raise RecipeError(f"--set {_shortened(override)}: {error.message}") from error
+    keys = tuple(key.split("."))
+    if keys[0] == "matrix" and len(keys) > 1:
+        keys = ("matrix", ".".join(keys[1:]))
+    return _Override(f"--set {_shortened(override)}", keys, value)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _apply_override(source: YamlSource, override: _Override) -> None:
+    """Sets a value; one that the matrix varies is fixed in the matrix, so that `--set` always has the last word.
+
+    Raises:
+        RecipeError: The key lies below something that has no keys, or above or below one that the matrix varies.
+    """
+    keys, value = override.keys, override.value
+    matrix = source.data.get("matrix")
+    for varied in matrix if isinstance(matrix, dict) and keys[0] != "matrix" else ():
+        inner = tuple(varied.split("."))
+        if inner == keys:
+            keys, value = ("matrix", varied), [value]
+        elif inner[: len(keys)] == keys or keys[: len(inner)] == inner:
+            raise RecipeError(
+                f"{override.text}: the matrix of {source.name} varies {varied}. Set that key, or matrix.{varied}=[...]."
+            )
+    for length in range(1, len(keys)):
+        known = _value_at(source.data, keys[:length])
+        if known is None:
+            source.places[keys[:length]] = override.text
     try:
-        _place(source.data, key.split("."), value)
+        _place(source.data, keys, value)
     except TypeError as error:
-        raise RecipeError(f"--set {override}: {error}") from error
-    source.places[tuple(key.split("."))] = f"--set {override}"
+        raise RecipeError(f"{override.text}: {error}") from error
+    source.places[keys] = override.text
+
+
+def _value_at(data: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
 
 
 def _place(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1]):
         inner = data.setdefault(key, {})
+        if inner is None:  # `train:` with nothing below it
+            inner = data[key] = {}
         if not isinstance(inner, dict):
-            raise TypeError(f"{'.'.join(keys[: depth + 1])} is {inner!r}, which has no keys below it.")
+            raise TypeError(f"{'.'.join(keys[: depth + 1])} is {_shown(inner)}, which has no keys below it.")
         data = inner
     data[keys[-1]] = value
 
 
 def _combinations(source: YamlSource, matrix: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the suffix of the name and the values of every combination, the last key varying fastest."""
     where = source.place_of(["matrix"])
     if not isinstance(matrix, dict) or not matrix:
-        raise RecipeError(f"{where}: matrix is {matrix!r}; expected dotted keys, each with a list of values.")
+        raise RecipeError(f"{where}: matrix is {_shown(matrix)}; expected dotted keys, each with a list of values.")
     for key, values in matrix.items():
-        if not isinstance(values, list) or not values:
-            place = source.place_of(["matrix", key])
-            raise RecipeError(f"{place}: matrix.{key} is {values!r}; expected a list of values.")
-    size = 1
-    for values in matrix.values():
-        size *= len(values)
+        _check_matrix_key(source, key, values, matrix)
+    size = math.prod(len(values) for values in matrix.values())
     if size > MAX_MATRIX:
         raise RecipeError(f"{where}: the matrix has {size} combinations; at most {MAX_MATRIX} are allowed.")
+    words = {key: _short_key(key, list(matrix)) for key in matrix}
+    slugs = {key: _slugs(values) for key, values in matrix.items()}
     result = []
-    for values in itertools.product(*matrix.values()):
-        chosen = dict(zip(matrix, values, strict=True))
-        suffix = "-".join(f"{key.rpartition('.')[2]}_{_slug(value)}" for key, value in chosen.items())
-        result.append((suffix, chosen))
+    for indices in itertools.product(*(range(len(values)) for values in matrix.values())):
+        chosen = dict(zip(matrix, indices, strict=True))
+        suffix = "-".join(f"{words[key]}_{slugs[key][index]}" for key, index in chosen.items())
+        result.append((suffix, {key: matrix[key][index] for key, index in chosen.items()}))
     return result
+
+
+def _check_matrix_key(source: YamlSource, key: str, values: Any, matrix: Mapping[str, Any]) -> None:
+    place = source.place_of(["matrix", key])
+    if not all(key.split(".")):
+        raise RecipeError(f"{place}: matrix has the key {key!r}; expected a dotted key, such as train.epochs.")
+    if key.split(".")[0] in ("matrix", "name"):
+        raise RecipeError(f"{place}: the matrix can't vary {key}. Names are made from the values that vary.")
+    if not isinstance(values, list) or not values:
+        raise RecipeError(f"{place}: matrix.{key} is {_shown(values)}; expected a list of values.")
+    texts = [json.dumps(value, sort_keys=True) for value in values]
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"{place}: matrix.{key} names {twice} twice; two combinations would be the same.")
+    above = next((other for other in matrix if key.startswith(other + ".")), None)
+    if above is not None:
+        raise RecipeError(f"{place}: the matrix varies {above} and, inside it, {key}. Leave one of them out.")
+
+
+def _short_key(key: str, keys: Sequence[str]) -> str:
+    """Returns the last parts of a dotted key, as few as tell it from the matrix's other keys."""
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        short = ".".join(parts[-length:])
+        if sum(f".{other}".endswith(f".{short}") for other in keys) == 1:
+            return _slug(short)
+    return _slug(key)
+
+
+def _slugs(values: Sequence[Any]) -> list[str]:
+    """Returns a text for each value that a file name may hold; no two are the same."""
+    slugs: list[str] = []
+    for number, value in enumerate(values, start=1):
+        slug = _slug(value)
+        slugs.append(f"{slug}_{number}" if slug in slugs else slug)
+    return slugs
 
 
 def _slug(value: Any) -> str:
     text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
-    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_") or "none"
+    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_") or "none"
 
 
 def _explain(source: YamlSource, problem: ErrorDetails) -> str:
@@ -209,7 +300,8 @@ def _explain(source: YamlSource, problem: ErrorDetails) -> str:
     if kind == "missing":
         return f"{where}: {key} is missing. Add it to the recipe, or give --set {key}=VALUE."
     if kind in {"value_error", "assertion_error"}:
-        return f"{where}: {str(problem['ctx']['error']).strip()}" if "ctx" in problem else f"{where}: {problem['msg']}"
+        text = str(problem["ctx"]["error"]).strip()
+        return f"{_place_of_subject(source, path, text)}: {text}"
     if kind == "union_tag_invalid":
         context = problem["ctx"]
         known = [word.strip(" '") for word in str(context["expected_tags"]).split(",")]
@@ -220,17 +312,51 @@ def _explain(source: YamlSource, problem: ErrorDetails) -> str:
     if kind == "union_tag_not_found":
         name = str(problem["ctx"]["discriminator"]).strip("'")
         return f"{where}: {key}.{name} is missing. Add it to the recipe, or give --set {key}.{name}=VALUE."
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    hint = ""
+    if kind in _EXPECTED:
+        message = f"expected {_EXPECTED[kind]}."
+    else:
+        message = problem["msg"].replace("Input should be", "expected", 1).replace("String should", "it should", 1) + "."
+    if kind == "string_type" and isinstance(received, int | float):
+        message += f' Write it in quotes: "{received}".'
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
-        hint = _did_you_mean(str(received), known, listing=False)
-    return f"{where}: {key} is {_shown(received)}: {message}.{hint}"
+        message += _did_you_mean(str(received), known, listing=False)
+    return f"{where}: {key} is {_shown(received)}: {message}"
+
+
+_EXPECTED = {
+    "dict_type": "a mapping",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "float_type": "a number",
+    "too_short": "at least one entry",
+    "bool_type": "true or false",
+}
+"""What stands where pydantic says "Input should be ...", by its type of error."""
+
+
+def _place_of_subject(source: YamlSource, path: KeyPath, text: str) -> str:
+    """Returns the place of the key that a validator's message begins with, else of the section, and any --set in it.
+
+    A validator of a whole section sees values alone; by our convention its message begins with the key at fault,
+    in full or from the section on.
+    """
+    word = text.split(" ", 1)[0].rstrip(":,")
+    keys = tuple(word.split("."))
+    place = source.place_of(path)
+    for candidate in (keys, (*path, *keys)):
+        if candidate in source.places and candidate[: len(path)] == path:
+            place = source.place_of(candidate)
+    known = [text for keys, text in source.places.items() if keys[: len(path)] == path and text.startswith("--set")]
+    beside = [text for text in dict.fromkeys(known) if text not in place]
+    return f"{place} (with {', '.join(beside)})" if beside else place
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _shortened(json.dumps(value))
 
 
 def _without_tags(source: YamlSource, location: Iterable[str | int]) -> KeyPath:

@@ -1,19 +1,34 @@
 """A store that several machines share: a local store in front of any fsspec address.
 
 An artifact is looked up here first, then there. What is made here is copied there, files first and the manifest
-last, so that an artifact without a manifest is no artifact. Object stores have no rename; this needs none.
+last, so that an artifact without a manifest is no artifact. Object stores have no rename; this needs none:
+
+    <stage>/<key>/manifest.json
+    <stage>/<key>/<SHA-256>        each file under its digest
+
+Two machines that make the same artifact at once may write different bytes (times, for one). As each file has a name
+of its own, whichever manifest comes last finds its files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
+import errno
+import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pipeline.artifacts import MANIFEST, Artifact, ArtifactStore, Manifest, read_manifest, sha256_of
+from pipeline.artifacts import (
+    MANIFEST,
+    Artifact,
+    ArtifactStore,
+    Manifest,
+    check_manifest,
+    read_manifest,
+    sha256_of,
+    store_error,
+)
 from pipeline.errors import CorruptArtifactError, StoreError
 
 
@@ -46,6 +61,7 @@ class SharedArtifactStore(ArtifactStore):
         """Returns the artifact from here, else brings it from the shared address, else returns None."""
         found = super().get(stage, key)
         if found is not None:
+            self._share(found)
             return found
         with self._remote_errors():
             if not self._filesystem.exists(self._remote(stage, key, MANIFEST)):
@@ -56,50 +72,77 @@ class SharedArtifactStore(ArtifactStore):
     def publish(self, work: Path, manifest: Manifest) -> Artifact:
         """Publishes here, then copies to the shared address."""
         artifact = super().publish(work, manifest)
-        with self._remote_errors():
-            stage, key = artifact.manifest.stage, artifact.manifest.key
-            for record in artifact.manifest.files:
-                remote = self._remote(stage, key, record.path)
-                self._filesystem.makedirs(remote.rpartition("/")[0], exist_ok=True)
-                self._filesystem.put_file(str(artifact.file(record.path)), remote)
-            text = json.dumps(dataclasses.asdict(artifact.manifest), indent=2, sort_keys=True) + "\n"
-            self._filesystem.makedirs(self._remote(stage, key, ""), exist_ok=True)
-            self._filesystem.pipe_file(self._remote(stage, key, MANIFEST), text.encode())
+        self._share(artifact)
         return artifact
+
+    def _share(self, artifact: Artifact) -> None:
+        """Copies an artifact to the shared address, unless it is there or this store once put it there."""
+        stage, key = artifact.manifest.stage, artifact.manifest.key
+        note = self._note_of(key)
+        if note.exists():
+            return
+        with self._remote_errors():
+            if not self._filesystem.exists(self._remote(stage, key, MANIFEST)):
+                self._filesystem.makedirs(self._remote(stage, key), exist_ok=True)
+                for record in artifact.manifest.files:
+                    self._filesystem.put_file(str(artifact.file(record.path)), self._remote(stage, key, record.sha256))
+                self._filesystem.pipe_file(self._remote(stage, key, MANIFEST), artifact.manifest.to_json().encode())
+        with contextlib.suppress(OSError):
+            note.touch()
+
+    def _note_of(self, key: str) -> Path:
+        address = hashlib.sha256(self.address.encode()).hexdigest()[:16]
+        return self.directory / "checked" / f"{key}.{address}.shared"
 
     def _bring(self, stage: str, key: str) -> Artifact:
         work = self.workspace(f"{key}.fetch", resumable=False)
         with self._remote_errors():
             self._filesystem.get_file(self._remote(stage, key, MANIFEST), str(work / MANIFEST))
-            manifest = read_manifest(work)
-            for record in manifest.files:
-                path = (work / record.path).resolve()
-                if not path.is_relative_to(work.resolve()):
-                    raise StoreError(f"{self.address} holds a manifest that names {record.path}: refused.")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._filesystem.get_file(self._remote(stage, key, record.path), str(path))
-                if sha256_of(path) != record.sha256:
-                    shutil.rmtree(work)
-                    raise CorruptArtifactError(
-                        f"{record.path} of {stage}/{key} at {self.address} differs from the digest in its "
-                        f"manifest. Remove {self._remote(stage, key, '')} there and run again to make it anew."
-                    )
-        return super().publish(work, manifest)
+            try:
+                manifest = read_manifest(work)
+                check_manifest(manifest, stage=stage, key=key)
+                for record in manifest.files:
+                    path = (work / record.path).resolve()
+                    if not path.is_relative_to(work.resolve()) or path == work.resolve() / MANIFEST:
+                        raise CorruptArtifactError(f"The manifest of {stage}/{key} names the file {record.path}.")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self._filesystem.get_file(self._remote(stage, key, record.sha256), str(path))
+                    if sha256_of(path) != record.sha256:
+                        raise CorruptArtifactError(
+                            f"{record.path} of {stage}/{key} differs from the digest in its manifest."
+                        )
+            except CorruptArtifactError as error:
+                shutil.rmtree(work)
+                raise CorruptArtifactError(
+                    f"The shared store {self.address} holds a damaged artifact. {error.message} "
+                    f"Remove {self._remote(stage, key)} there and run again to make it anew."
+                ) from error
+        artifact = super().publish(work, manifest)
+        with contextlib.suppress(OSError):
+            self._note_of(key).touch()
+        return artifact
 
-    def _remote(self, stage: str, key: str, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{stage}/{key}/{name}"
+    def _remote(self, stage: str, key: str, name: str = "") -> str:
+        return f"{self._root.rstrip('/')}/{stage}/{key}/{name}".rstrip("/")
 
     @contextlib.contextmanager
-    def _remote_errors(self) -> Any:
+    def _remote_errors(self) -> Iterator[None]:
         try:
             yield
         except StoreError:
             raise
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise store_error(error, self.directory) from error
+            raise self._failure(error) from error
         except Exception as error:
-            raise StoreError(
-                f"The shared store {self.address} failed: {type(error).__name__}: {error}. "
-                f"What was made so far is in {self.directory}; run again when it can be reached."
-            ) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"The shared store {self.address} failed: {type(error).__name__}: {error}. "
+            f"What was made so far is in {self.directory}; run again when it can be reached."
+        )
 
 
 def open_store(directory: Path, shared: str | None = None) -> ArtifactStore:

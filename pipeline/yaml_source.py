@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -53,6 +54,8 @@ def read_yaml(path: Path) -> YamlSource:
         raise RecipeError(f"The recipe {path} can't be read: {error}. Give a YAML file in UTF-8.") from error
     try:
         data = YAML(typ="rt").load(text)
+    except RecursionError as error:
+        raise RecipeError(f"{path}: no valid recipe: its lists or mappings are nested too deeply.") from error
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = (error.problem or "").partition(" with value")[0]
@@ -62,11 +65,16 @@ def read_yaml(path: Path) -> YamlSource:
         where = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{path}{where}: no valid YAML: {error.problem or error.context}.") from error
     except YAMLError as error:
-        raise RecipeError(f"{path}: no valid YAML: {error}.") from error
+        raise RecipeError(f"{path}: no valid YAML: {_first_line(error)}.") from error
     if not isinstance(data, CommentedMap):
         raise RecipeError(f"{path} holds {_kind(data)}; expected a mapping with keys such as name, data and model.")
     places: dict[KeyPath, str] = {}
-    plain = _plain(data, (), places)
+    try:
+        plain = _plain(data, (), places)
+    except RecursionError as error:
+        raise RecipeError(f"{path}: no valid recipe: an alias stands inside what it stands for.") from error
+    except _NotPlainError as error:
+        raise RecipeError(f"{YamlSource(str(path), {}, places).place_of(error.path)}: {error}") from error
     return YamlSource(str(path), plain, places)
 
 
@@ -77,17 +85,39 @@ def parse_scalar(text: str) -> Any:
         RecipeError: It is no YAML.
     """
     try:
-        value = YAML(typ="safe", pure=True).load(text)
+        return _plain(YAML(typ="safe", pure=True).load(text), (), {})
+    except RecursionError as error:
+        raise RecipeError("the value is nested too deeply.") from error
+    except MarkedYAMLError as error:
+        raise RecipeError(f"this is no YAML value: {error.problem or error.context}.") from error
     except YAMLError as error:
-        raise RecipeError(f"{text!r} is no YAML value: {error}.") from error
-    return _plain(value, (), {})
+        raise RecipeError(f"this is no YAML value: {_first_line(error)}.") from error
+    except _NotPlainError as error:
+        raise RecipeError(str(error)) from error
+
+
+class _NotPlainError(ValueError):
+    """A value that is no mapping, list, text, number, true, false or null."""
+
+    def __init__(self, path: KeyPath, received: str) -> None:
+        super().__init__(
+            f"{'.'.join(map(str, path)) or 'the value'} is {received}; expected a mapping, a list, text, a number, "
+            f"true, false or null."
+        )
+        self.path = path
 
 
 def _plain(value: Any, path: KeyPath, places: dict[KeyPath, str]) -> Any:
+    tag = getattr(getattr(value, "tag", None), "value", None)
+    if isinstance(value, TaggedScalar) and tag == "tag:yaml.org,2002:str":
+        return str(value.value)
+    if tag is not None:
+        raise _NotPlainError(path, f"tagged {tag}")
     if isinstance(value, dict):
         result = {}
         for key, item in value.items():
-            if isinstance(value, CommentedMap):
+            # A key that a merge (`<<`) brought in stands elsewhere.
+            if isinstance(value, CommentedMap) and key in (value.lc.data or {}):
                 places[*path, str(key)] = f"line {value.lc.key(key)[0] + 1}"
             result[str(key)] = _plain(item, (*path, str(key)), places)
         return result
@@ -100,7 +130,15 @@ def _plain(value: Any, path: KeyPath, places: dict[KeyPath, str]) -> Any:
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    return value if value is None else str(value)
+    if isinstance(value, datetime.date):
+        return str(value)
+    if value is not None:
+        raise _NotPlainError(path, f"a YAML {type(value).__name__}")
+    return None
+
+
+def _first_line(error: YAMLError) -> str:
+    return str(error).partition("\n")[0].removesuffix(".")
 
 
 def _kind(value: Any) -> str:

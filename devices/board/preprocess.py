@@ -108,6 +108,8 @@ def preprocess(image: np.ndarray[Any, Any], record: Preprocess) -> np.ndarray[An
         raise ValueError(f"the image is {received}; expected uint8 (height, width, 3)")
     if 0 in image.shape:
         raise ValueError(f"the image is empty: its shape is {image.shape}")
+    if image.shape[:2] == record.size and record.crop == "none":
+        return np.array(image, order="C")  # the filters would give back the same bytes, only slower
     resized = _covering_size((image.shape[0], image.shape[1]), record)
     begin = [(whole - part) // 2 for whole, part in zip(resized, record.size)]
     resize = _bilinear if record.interpolation == "bilinear" else _nearest

@@ -52,6 +52,12 @@ class DataStage(Stage):
         """Returns the distributions whose versions shape the output; scikit-learn only for its digits."""
         return (*self.tools, "scikit-learn") if self.source.source == "digits" else self.tools
 
+    def key_config(self) -> dict[str, Any]:
+        """Leaves out where the source lies: the fingerprint says what is there, wherever it is."""
+        config = super().key_config()
+        config["source"].pop("path", None)
+        return config
+
     def fingerprint(self) -> str:
         """Stands for the content of the source in the artifact's key.
 

@@ -71,7 +71,7 @@ class TrainStage(Stage):
         while state.epochs_done < self.train.epochs:
             is_best = self._one_epoch(model, state, images, labels, validation, len(classes), progress)
             checkpoints.save(model, state, is_best=is_best)
-        model.load_weights(checkpoints.best_weights)
+        checkpoints.load_best(model)
         save_network(model, out_dir, config=self.model, classes=classes)
         _replace_text(out_dir / HISTORY_FILE, json.dumps(state.history, indent=1) + "\n")
         return {
@@ -120,11 +120,10 @@ class TrainStage(Stage):
         )
         loss, accuracy = _train_on(model, batches, progress, state.epochs_done)
         if not math.isfinite(loss):
-            raise StageError(
-                f"The training loss became {loss} in epoch {state.epochs_done + 1}. "
-                f"Lower train.learning_rate ({self.train.learning_rate:g}) or lengthen train.warmup_epochs."
-            )
+            raise self._diverged("training", loss, state)
         judged = calibration_summary(predict_logits(model, validation[0]), validation[1])
+        if not math.isfinite(judged["nll"]):
+            raise self._diverged("validation", judged["nll"], state)
         state.epochs_done += 1
         is_best = state.is_better(judged["accuracy"], judged["nll"])
         if is_best:
@@ -141,6 +140,12 @@ class TrainStage(Stage):
         state.history.append(record)
         progress.epoch_done(record)
         return is_best
+
+    def _diverged(self, split: str, loss: float, state: TrainingState) -> StageError:
+        return StageError(
+            f"The {split} loss became {loss} in epoch {state.epochs_done + 1}. "
+            f"Lower train.learning_rate ({self.train.learning_rate:g}) or lengthen train.warmup_epochs."
+        )
 
 
 def make_optimizer(config: TrainConfig, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:

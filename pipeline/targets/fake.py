@@ -24,8 +24,8 @@ class FakeTarget:
 
     suffix = ".fake"
     format_name = "fake"
-    precisions = ("float32", "float16", "int8")
-    tools = ("numpy",)
+    precisions: tuple[str, ...] = ("float32", "float16", "int8")
+    tools: tuple[str, ...] = ("numpy",)
     notes: Mapping[str, str] = {}
 
     def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:

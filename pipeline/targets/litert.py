@@ -24,8 +24,8 @@ class LiteRTTarget:
 
     suffix = ".tflite"
     format_name = "TensorFlow Lite"
-    precisions = ("float32", "float16", "int8")
-    tools = ("keras", "numpy", "tensorflow")
+    precisions: tuple[str, ...] = ("float32", "float16", "int8")
+    tools: tuple[str, ...] = ("keras", "numpy", "tensorflow")
     notes: Mapping[str, str] = {
         "float16": "weights are stored in float16 and expanded to float32 when the file is loaded",
     }

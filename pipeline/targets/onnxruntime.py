@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from pipeline.targets.base import (
 )
 
 OPSET = 17
+_ARBITRARY = re.compile(r"^(StatefulPartitionedCall(_\d+)?/)+|__\d+")
+"""What TensorFlow puts before a name and tf2onnx behind it."""
+
 _LINEAR = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 _INTEGER = {"QLinearConv", "QLinearMatMul", "QGemm"}
 _DYNAMIC = {"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"}
@@ -33,8 +38,8 @@ class OnnxRuntimeTarget:
 
     suffix = ".onnx"
     format_name = "ONNX"
-    precisions = ("float32", "float16", "int8")
-    tools = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tf2onnx")
+    precisions: tuple[str, ...] = ("float32", "float16", "int8")
+    tools: tuple[str, ...] = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tf2onnx")
     notes: Mapping[str, str] = {
         "float16": (
             "weights and activations are float16 in the file; on a processor without float16 kernels "
@@ -47,11 +52,13 @@ class OnnxRuntimeTarget:
         import onnx
 
         path = out_dir / f"model{self.suffix}"
-        model = _convert(network.saved_model())
-        if precision == "float16":
-            model = _to_float16(model)
-        elif precision == "int8":
-            model = _to_int8(model, calibration, out_dir)
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out_dir) as scratch:
+            model = _fold(_convert(network.saved_model()), Path(scratch))
+            if precision == "float16":
+                model = _to_float16(model)
+            elif precision == "int8":
+                model = _to_int8(model, calibration, Path(scratch))
+        _drop_unused_domains(model)
         onnx.save(model, str(path))
         return path
 
@@ -103,6 +110,80 @@ def _rename_output(model: Any, name: str) -> None:
     output.name = name
 
 
+def _fold(model: Any, scratch: Path) -> Any:
+    """Returns the model with constants and batch norms folded, and with names that depend on the graph alone."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    logging.getLogger().setLevel(logging.ERROR)
+    _name_after_position(model)
+    converted, folded = scratch / "converted.onnx", scratch / "folded.onnx"
+    onnx.save(model, str(converted))
+    quant_pre_process(str(converted), str(folded), skip_symbolic_shape=True)
+    model = onnx.load(str(folded))
+    _name_after_position(model)
+    return model
+
+
+def _name_after_position(model: Any) -> None:
+    """Names nodes, values and constants after their place in the graph.
+
+    tf2onnx numbers them by a counter whose order differs from one process to the next, and so would the file. The
+    inputs and the output of the graph keep their names; a node keeps the part of its name that says which layer
+    it came from.
+    """
+    graph = model.graph
+    new = {value.name: value.name for value in [*graph.input, *graph.output]}
+    taken: set[str] = set()
+    constants = {constant.name: constant for constant in graph.initializer}
+    in_order = []
+    for node in graph.node:
+        node.name = _unique(_ARBITRARY.sub("", node.name) or node.op_type, taken)
+        for index, name in enumerate(node.input):
+            if name in constants and name not in new:
+                new[name] = f"{node.name}.{index}"
+                in_order.append(constants[name])
+        for index, name in enumerate(node.output):
+            new.setdefault(name, f"{node.name}:{index}")
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new[name] for name in node.output]
+    kept = [_copy(constant) for constant in in_order]
+    for constant in kept:
+        constant.name = new[constant.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    # Types of values in between follow from the graph.
+    shapes = sorted((value for value in graph.value_info if value.name in new), key=lambda value: new[value.name])
+    for value in shapes:
+        value.name = new[value.name]
+    described = [_copy(value) for value in shapes]
+    del graph.value_info[:]
+    graph.value_info.extend(described)
+
+
+def _drop_unused_domains(model: Any) -> None:
+    """Leaves out the operator sets that ONNX Runtime notes down without using them."""
+    used = {node.domain for node in model.graph.node}
+    kept = [_copy(opset) for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name}_{number}", number + 1
+    taken.add(unique)
+    return unique
+
+
+def _copy(message: Any) -> Any:
+    fresh = type(message)()
+    fresh.CopyFrom(message)
+    return fresh
+
+
 def _to_float16(model: Any) -> Any:
     """Returns the model with float16 weights and activations; its input and output keep their types."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -110,11 +191,10 @@ def _to_float16(model: Any) -> Any:
     return convert_float_to_float16(model, keep_io_types=True)
 
 
-def _to_int8(model: Any, calibration: Calibration, out_dir: Path) -> Any:
+def _to_int8(model: Any, calibration: Calibration, scratch: Path) -> Any:
     """Returns the model with quantize-dequantize pairs whose ranges come from the calibration images."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -124,25 +204,19 @@ def _to_int8(model: Any, calibration: Calibration, out_dir: Path) -> Any:
             image = next(self._rows, None)
             return None if image is None else {"image": np.ascontiguousarray(image[None])}
 
-    floating, prepared, quantized = (out_dir / f".{name}.onnx" for name in ("float", "prepared", "quantized"))
-    logging.getLogger().setLevel(logging.ERROR)
-    try:
-        onnx.save(model, str(floating))
-        quant_pre_process(str(floating), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(quantized),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=calibration.reduce_range,
-        )
-        return onnx.load(str(quantized))
-    finally:
-        for path in (floating, prepared, quantized):
-            path.unlink(missing_ok=True)
+    floating, quantized = scratch / "float.onnx", scratch / "int8.onnx"
+    onnx.save(model, str(floating))
+    quantize_static(
+        str(floating),
+        str(quantized),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=calibration.reduce_range,
+    )
+    return onnx.load(str(quantized))
 
 
 def _summary(path: Path, model: Any) -> GraphSummary:

@@ -39,8 +39,8 @@ class OpenVinoTarget:
 
     suffix = ".xml"
     format_name = "OpenVINO"
-    precisions = ("float32", "float16", "int8")
-    tools = ("keras", "nncf", "numpy", "openvino", "tensorflow")
+    precisions: tuple[str, ...] = ("float32", "float16", "int8")
+    tools: tuple[str, ...] = ("keras", "nncf", "numpy", "openvino", "tensorflow")
     notes: Mapping[str, str] = {
         "float16": "weights are stored in float16; the CPU plugin computes in float32",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from pipeline.errors import StageError
 
 if TYPE_CHECKING:
     import keras
+
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
 STATE_FILE = "state.json"
 LAST_FILE = "last.keras"
@@ -89,8 +92,21 @@ class CheckpointDirectory:
         try:
             state = TrainingState(**json.loads((self._current / STATE_FILE).read_text(encoding="utf-8")))
             return keras.saving.load_model(self._current / LAST_FILE), state
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise StageError(
-                f"The checkpoint in {self._current} can't be read: {error}. Remove that directory to train "
-                f"from the start."
-            ) from error
+        except _DAMAGED as error:
+            raise self._damaged(error) from error
+
+    def load_best(self, model: keras.Model) -> None:
+        """Puts the weights of the best epoch into a network.
+
+        Raises:
+            StageError: They can't be read.
+        """
+        try:
+            model.load_weights(self.best_weights)
+        except _DAMAGED as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StageError:
+        return StageError(
+            f"The checkpoint in {self._current} can't be read: {error}. Remove that directory to train from the start."
+        )

@@ -1,0 +1,90 @@
+# Edgeship. `make help` lists the targets.
+
+RECIPE ?= models/recipes/digits_mobilenet_v2.yaml
+DEVICE ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && { echo $$p; break; }; done)
+DEVICE_OPTION := $(if $(DEVICE),--device $(DEVICE))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@echo "make TARGET [RECIPE=$(RECIPE)] [DEVICE=NAME] [ARGS='--set train.epochs=3 ...']"; echo
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv and install what the lock file names
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 found. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module; on Debian: apt install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Train, export, verify and measure the digits network: the whole job
+	$(BIN)/edgeship run models/recipes/digits_mobilenet_v2.yaml $(DEVICE_OPTION) $(ARGS)
+
+.PHONY: build
+build: setup ## Train and calibrate the network of RECIPE
+	$(BIN)/edgeship run $(RECIPE) --until calibrate $(ARGS)
+
+.PHONY: export
+export: setup ## Export RECIPE to every target and precision and verify the files
+	$(BIN)/edgeship run $(RECIPE) --until verify $(DEVICE_OPTION) $(ARGS)
+
+.PHONY: bench
+bench: setup ## Measure the exported models of RECIPE on DEVICE
+	$(BIN)/edgeship run $(RECIPE) --until benchmark $(DEVICE_OPTION) $(ARGS)
+
+.PHONY: deploy
+deploy: setup ## Put the selected model of RECIPE onto DEVICE
+	$(BIN)/edgeship deploy $(RECIPE) $(DEVICE_OPTION) $(ARGS)
+
+.PHONY: report
+report: setup ## Run what is missing of RECIPE and print its report
+	$(BIN)/edgeship run $(RECIPE) $(DEVICE_OPTION) $(ARGS)
+
+.PHONY: check
+check: setup ## Format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## Format and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: test
+test: setup ## Pass the tests
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+.PHONY: test-slow
+test-slow: setup ## Pass the tests that take longer than ten seconds each
+	$(BIN)/pytest -m slow $(ARGS)
+
+.PHONY: lock
+lock: setup ## Write requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Remove runs, the artifact store and caches
+	rm -rf runs .edgeship build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## Remove .venv as well
+	rm -rf $(VENV) .venv-*
