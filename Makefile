@@ -75,10 +75,24 @@ test: setup ## Pass the tests
 test-slow: setup ## Pass the tests that take longer than ten seconds each
 	$(BIN)/pytest -m slow $(ARGS)
 
+TFLITE_VENV := .venv-tflite-runtime
+TFLITE_PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' \
+	2>/dev/null && { echo $$p; break; }; done)
+
+.PHONY: test-tflite-runtime
+test-tflite-runtime: setup ## Run the board agent with tflite-runtime and NumPy 1, in an environment of their own
+	@test -n "$(TFLITE_PYTHON)" || { echo "tflite-runtime needs Python 3.9 to 3.11, and none was found" >&2; exit 2; }
+	@$(TFLITE_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(TFLITE_PYTHON) -m venv --clear $(TFLITE_VENV)
+	$(TFLITE_VENV)/bin/python -m pip install --quiet --require-hashes -r devices/requirements/tflite-runtime.lock
+	EDGESHIP_TFLITE_RUNTIME_PYTHON=$(TFLITE_VENV)/bin/python $(BIN)/pytest tests/board $(ARGS)
+
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile devices/requirements/tflite-runtime.in --universal --python-version 3.9 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --output-file devices/requirements/tflite-runtime.lock
 
 .PHONY: clean
 clean: ## Remove runs, the artifact store and caches

@@ -231,19 +231,21 @@ class ArtifactStore:
                 quarantine first, so that the next run makes it anew.
         """
         directory = self.path_of(stage, key)
-        if not directory.is_dir():
+        identity = _identity(directory)
+        if identity is None:
             return None
         self._pins.add(key)
         try:
-            manifest = read_manifest(directory)
-            check_manifest(manifest, stage=stage, key=key)
+            artifact = Artifact(directory, read_manifest(directory))
+            check_manifest(artifact.manifest, stage=stage, key=key)
+            problem = self._problem(artifact, trust_times=True)
         except CorruptArtifactError as error:
-            if not directory.is_dir():
-                return None  # removed by another process meanwhile
-            raise self._quarantine(directory, str(error)) from error
-        artifact = Artifact(directory, manifest)
-        self._check(artifact, trust_times=True)
-        return artifact
+            problem = error.message
+        if not problem:
+            return artifact
+        if _identity(directory) != identity:  # removed by another process, and perhaps published anew, meanwhile
+            return self.get(stage, key)
+        raise self._quarantine(directory, problem)
 
     def verify(self, artifact: Artifact) -> None:
         """Reads every file in full and compares digests.
@@ -251,7 +253,9 @@ class ArtifactStore:
         Raises:
             CorruptArtifactError: A file differs; the artifact is in quarantine.
         """
-        self._check(artifact, trust_times=False)
+        problem = self._problem(artifact, trust_times=False)
+        if problem:
+            raise self._quarantine(artifact.directory, problem)
 
     @contextlib.contextmanager
     def lock(self, key: str, *, timeout_s: float = -1) -> Iterator[None]:
@@ -328,7 +332,8 @@ class ArtifactStore:
             with contextlib.suppress(CorruptArtifactError):
                 yield Artifact(directory, read_manifest(directory))
 
-    def _check(self, artifact: Artifact, *, trust_times: bool) -> None:
+    def _problem(self, artifact: Artifact, *, trust_times: bool) -> str:
+        """Returns how the files differ from the manifest; nothing where they don't."""
         known = self._recall(artifact.manifest.key) if trust_times else {}
         differing: list[str] = []
         read_in_full = False
@@ -346,10 +351,9 @@ class ArtifactStore:
                 digest = sha256_of(path)
                 if digest != record.sha256:
                     differing.append(f"{record.path} has SHA-256 {digest[:12]}…, not {record.sha256[:12]}…")
-        if differing:
-            raise self._quarantine(artifact.directory, "; ".join(differing[:3]))
-        if read_in_full:
+        if read_in_full and not differing:
             self._remember(artifact)
+        return "; ".join(differing[:3])
 
     def _quarantine(self, directory: Path, reason: str) -> CorruptArtifactError:
         key = directory.name
@@ -405,6 +409,17 @@ def write_durably(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    """Returns what tells a directory from another one of the same name; None where there is none."""
+    if not directory.is_dir():
+        return None
+    try:
+        status = directory.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 def _seal(work: Path) -> list[FileRecord]:

@@ -77,7 +77,7 @@ def build_network(config: ModelConfig, input_shape: Sequence[int], num_classes: 
 
 
 def save_network(model: keras.Model, directory: Path, *, config: ModelConfig, classes: Sequence[str]) -> None:
-    """Writes what `load_network` needs: the config and the weights."""
+    """Writes what `load_network` needs: the config and the weights, without the state of an optimizer."""
     description = {
         "model": config.model_dump(mode="json"),
         "input_shape": list(model.inputs[0].shape[1:]),
@@ -86,7 +86,9 @@ def save_network(model: keras.Model, directory: Path, *, config: ModelConfig, cl
     (directory / NETWORK_FILE).unlink(missing_ok=True)
     (directory / WEIGHTS_FILE).unlink(missing_ok=True)
     (directory / NETWORK_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    model.save_weights(directory / WEIGHTS_FILE)
+    bare = build_network(config, description["input_shape"], len(classes))
+    bare.set_weights(model.get_weights())
+    bare.save_weights(directory / WEIGHTS_FILE)
 
 
 def load_network(directory: Path) -> keras.Model:

@@ -264,11 +264,14 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 
 def _counts(data: Mapping[str, Any]) -> str:
-    splits = data.get("splits", {})
-    named = ", ".join(
-        f"{value['count'] if isinstance(value, dict) else value} {name}" for name, value in splits.items()
-    )
-    return named or "no images"
+    counts = [f"{data[f'num_{split}_images']} {split}" for split in ("train", "validation", "test")]
+    text = f"{', '.join(counts)} images of {data['num_classes']} classes"
+    extras = [
+        (data["num_removed_duplicates"], "duplicates across splits removed"),
+        (data["num_label_conflicts"], "images under two labels"),
+        (data["num_unreadable"], "unreadable files left out"),
+    ]
+    return "; ".join([text, *(f"{count} {what}" for count, what in extras if count)])
 
 
 def _load(values: Sequence[float] | None) -> str:

@@ -60,13 +60,12 @@ class TrainStage(Stage):
         validation = (np.load(data / "validation_images.npy"), np.load(data / "validation_labels.npy"))
         keras.utils.set_random_seed(self.train.seed)
         checkpoints = CheckpointDirectory(out_dir / RESUME)
-        resumed = checkpoints.load()
-        resumed_after_epoch = resumed[1].epochs_done if resumed else None
+        model = self._fresh_network(images, len(classes))
+        resumed = checkpoints.load(model)
+        state = resumed or TrainingState()
+        resumed_after_epoch = resumed.epochs_done if resumed else None
         if resumed:
-            model, state = resumed
             tell({"message": f"going on after epoch {state.epochs_done} of {self.train.epochs}"})
-        else:
-            model, state = self._fresh_network(images, len(classes)), TrainingState()
         progress = _Progress(tell, self.train.epochs, len(images) // self.train.batch_size)
         while state.epochs_done < self.train.epochs:
             is_best = self._one_epoch(model, state, images, labels, validation, len(classes), progress)
@@ -189,11 +188,16 @@ class _Progress:
 
     def __init__(self, tell: Tell, epochs: int, steps: int) -> None:
         self._tell, self._epochs, self._steps = tell, epochs, steps
-        self._started = self._last = time.monotonic()
+        self._started: float | None = None
+        self._last = time.monotonic()
         self._steps_seen = 0
 
     def step_done(self, epoch: int, step: int, result: Mapping[str, float]) -> None:
         now = time.monotonic()
+        if self._started is None:
+            # The first step traces the network, which says nothing about the time of the others.
+            self._started = now
+            return
         self._steps_seen += 1
         if now - self._last < 0.25:
             return

@@ -1,24 +1,32 @@
-"""What an interrupted training goes on from: the last whole epoch, written by one rename."""
+"""What an interrupted training goes on from: the last whole epoch, written by one rename.
+
+Arrays are stored, not a Keras file: that one knows neither the state of the dropout layers' random numbers nor which
+variables the optimizer spares from weight decay, and a resumed training would end with other weights.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import zipfile
+import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipeline.errors import StageError
 
 if TYPE_CHECKING:
     import keras
 
-_DAMAGED = (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 STATE_FILE = "state.json"
-LAST_FILE = "last.keras"
-BEST_FILE = "best.weights.h5"
+LAST_FILE = "last.npz"
+BEST_FILE = "best.npz"
 
 
 @dataclass
@@ -54,21 +62,16 @@ class CheckpointDirectory:
     def _current(self) -> Path:
         return self._directory / "current"
 
-    @property
-    def best_weights(self) -> Path:
-        """Weights of the best epoch of the current checkpoint."""
-        return self._current / BEST_FILE
-
     def save(self, model: keras.Model, state: TrainingState, *, is_best: bool) -> None:
         """Writes a checkpoint: network, optimizer and random state, the best weights so far, the state."""
         fresh = self._directory / "fresh"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        model.save(fresh / LAST_FILE)
+        _write(fresh / LAST_FILE, [*_network_variables(model), *model.optimizer.variables])
         if is_best:
-            model.save_weights(fresh / BEST_FILE)
+            _write(fresh / BEST_FILE, model.weights)
         else:
-            shutil.copyfile(self.best_weights, fresh / BEST_FILE)
+            shutil.copyfile(self._current / BEST_FILE, fresh / BEST_FILE)
         (fresh / STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
         previous = self._directory / "previous"
         shutil.rmtree(previous, ignore_errors=True)
@@ -77,13 +80,14 @@ class CheckpointDirectory:
         fresh.rename(self._current)
         shutil.rmtree(previous, ignore_errors=True)
 
-    def load(self) -> tuple[keras.Model, TrainingState] | None:
-        """Returns what the last checkpoint holds; None where there is none.
+    def load(self, model: keras.Model) -> TrainingState | None:
+        """Puts what the last checkpoint holds into a freshly compiled network; None where there is no checkpoint.
 
         A run that was killed between the two renames of `save` left its checkpoint as `previous`.
-        """
-        import keras
 
+        Raises:
+            StageError: The checkpoint is damaged or belongs to another network.
+        """
         previous = self._directory / "previous"
         if not self._current.exists() and previous.exists():
             previous.rename(self._current)
@@ -91,9 +95,11 @@ class CheckpointDirectory:
             return None
         try:
             state = TrainingState(**json.loads((self._current / STATE_FILE).read_text(encoding="utf-8")))
-            return keras.saving.load_model(self._current / LAST_FILE), state
+            model.optimizer.build(model.trainable_variables)
+            _read(self._current / LAST_FILE, [*_network_variables(model), *model.optimizer.variables])
         except _DAMAGED as error:
             raise self._damaged(error) from error
+        return state
 
     def load_best(self, model: keras.Model) -> None:
         """Puts the weights of the best epoch into a network.
@@ -102,7 +108,7 @@ class CheckpointDirectory:
             StageError: They can't be read.
         """
         try:
-            model.load_weights(self.best_weights)
+            _read(self._current / BEST_FILE, model.weights)
         except _DAMAGED as error:
             raise self._damaged(error) from error
 
@@ -110,3 +116,28 @@ class CheckpointDirectory:
         return StageError(
             f"The checkpoint in {self._current} can't be read: {error}. Remove that directory to train from the start."
         )
+
+
+def _network_variables(model: keras.Model) -> list[Any]:
+    """Returns weights, moving averages and the state of random numbers; metrics start anew in every epoch."""
+    metrics = {id(variable) for variable in model.metrics_variables}
+    return [variable for variable in model.variables if id(variable) not in metrics]
+
+
+def _write(path: Path, variables: Iterable[Any]) -> None:
+    import keras
+
+    arrays = {f"{index:05d}": keras.ops.convert_to_numpy(variable.value) for index, variable in enumerate(variables)}
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def _read(path: Path, variables: Iterable[Any]) -> None:
+    known = list(variables)
+    with np.load(path, allow_pickle=False) as archive:
+        if len(archive.files) != len(known):
+            raise ValueError(f"{path.name} holds {len(archive.files)} arrays, the network has {len(known)}")
+        for name, variable in zip(archive.files, known, strict=True):
+            if archive[name].shape != tuple(variable.shape):
+                raise ValueError(f"an array is {archive[name].shape}, {variable.path} is {tuple(variable.shape)}")
+            variable.assign(archive[name])

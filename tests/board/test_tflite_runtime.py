@@ -1,0 +1,77 @@
+"""The agent in an environment of tflite-runtime and NumPy 1, as on an armv7l board.
+
+`make test-tflite-runtime` makes that environment and names its interpreter in EDGESHIP_TFLITE_RUNTIME_PYTHON.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from devices.measurement import BenchmarkSettings, Case, benchmark, predict
+from devices.profile import DeviceProfile, load_profile
+
+from pipeline.network import ModelConfig, build_network, save_network
+from pipeline.targets.base import Calibration
+from pipeline.targets.litert import LiteRTTarget
+from pipeline.targets.saved_model import KerasExportable
+
+PRECISIONS = ("float32", "float16", "int8")
+
+
+@pytest.fixture(scope="module")
+def board() -> DeviceProfile:
+    python = os.environ.get("EDGESHIP_TFLITE_RUNTIME_PYTHON")
+    if not python:
+        pytest.fail("EDGESHIP_TFLITE_RUNTIME_PYTHON is not set: run `make test-tflite-runtime`")
+    return load_profile("local").model_copy(update={"name": "board", "python": str(Path(python).absolute())})
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def models_by_precision(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("network")
+    config = ModelConfig(name="mobilenet_v2", width=0.35)
+    save_network(
+        build_network(config, (32, 32, 3), 10), directory, config=config, classes=[str(label) for label in range(10)]
+    )
+    network = KerasExportable(directory, directory)
+    exported = {}
+    for precision in PRECISIONS:
+        out_dir = tmp_path_factory.mktemp(precision)
+        exported[precision] = LiteRTTarget().export(network, precision, Calibration(images), out_dir)
+    return exported
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tflite_runtime_answers_as_litert_does(
+    precision: str, board: DeviceProfile, models_by_precision: dict[str, Path], images: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", images)
+    case = Case(id=precision, runtime="litert", path=str(models_by_precision[precision]))
+    logits = {}
+    for profile in (load_profile("local"), board):
+        path = tmp_path / f"{profile.name}.npy"
+        prediction = predict(profile, case, str(tmp_path / "images.npy"), None, str(path))
+        logits[profile.name] = np.load(path)
+        runtime = "tflite-runtime" if profile is board else "ai-edge-litert"
+        assert runtime.replace("-", "_") in str(prediction.model).replace("-", "_")
+    reach = np.ptp(logits["local"])
+    # int8 kernels may round a step apart; a step of the last layer is about 1/255 of its range.
+    limit = {"float32": 1e-4, "float16": 1e-4, "int8": 0.03}[precision]
+    assert np.abs(logits["board"] - logits["local"]).max() <= limit * reach
+
+
+def test_it_measures_there(board: DeviceProfile, models_by_precision: dict[str, Path]) -> None:
+    case = Case(id="int8", runtime="litert", path=str(models_by_precision["int8"]))
+    settings = BenchmarkSettings(min_count=20, min_time_s=0.0, warm_up_time_s=0.0)
+    (result,) = benchmark(board, [case], settings).cases
+    assert result.error is None
+    assert result.latency_ms is not None
+    assert result.latency_ms.count >= 20

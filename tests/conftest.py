@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_RECIPE = """\
+name: tiny
+data: {source: npz, path: tiny.npz, size: [8, 8]}
+model: {name: fake}
+export: {targets: [fake]}
+gates: {}
+devices: [fake]
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="Write the golden files anew instead of comparing.")
+
+
+@pytest.fixture
+def regenerate(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--regenerate"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command gave."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.stdout)
+        return found
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGESHIP_")}
+    return {**kept, "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A directory with the recipe `tiny.yaml`, a store and the command line."""
+
+    directory: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.directory / "tiny.yaml"
+
+    @property
+    def store(self) -> Path:
+        return self.directory / ".edgeship"
+
+    @property
+    def runs(self) -> Path:
+        return self.directory / "runs"
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        return [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+
+    def edgeship(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Outcome:
+        return self.execute(self.command(*arguments), env=env)
+
+    def python(self, code: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Outcome:
+        return self.execute([sys.executable, "-c", code, *map(str, arguments)], env=env)
+
+    def execute(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Outcome:
+        done = subprocess.run(
+            command,
+            check=False,
+            cwd=self.directory,
+            env=clean_environment(env),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def start(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.directory,
+            env=clean_environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def artifacts(self, stage: str = "*") -> list[Path]:
+        return sorted((self.store / "artifacts").glob(f"{stage}/*"))
+
+
+@pytest.fixture(scope="session")
+def _seed_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("seed")
+    random = np.random.default_rng(0)
+    labels = np.arange(480) % 3
+    images = random.integers(0, 120, (480, 8, 8, 3)) + labels[:, None, None, None] * 60
+    np.savez(directory / "tiny.npz", images=images.astype(np.uint8), labels=labels)
+    (directory / "tiny.yaml").write_text(TINY_RECIPE)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def _finished_directory(_seed_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("finished") / "place"
+    shutil.copytree(_seed_directory, directory)
+    outcome = Workplace(directory).edgeship("run", "tiny.yaml")
+    assert outcome.code == 0, outcome.stderr
+    return directory
+
+
+@pytest.fixture
+def workplace(_seed_directory: Path, tmp_path: Path) -> Workplace:
+    """With an empty store."""
+    return Workplace(Path(shutil.copytree(_seed_directory, tmp_path / "place")))
+
+
+@pytest.fixture
+def finished(_finished_directory: Path, tmp_path: Path) -> Workplace:
+    """With the store and the run directory that a whole run left."""
+    return Workplace(Path(shutil.copytree(_finished_directory, tmp_path / "place", symlinks=True)))
+
+
+@pytest.fixture
+def without_stages(finished: Workplace) -> Callable[..., Workplace]:
+    """The finished workplace without the artifacts of some stages."""
+
+    def remove(*stages: str) -> Workplace:
+        for stage in stages:
+            shutil.rmtree(finished.store / "artifacts" / stage)
+        return finished
+
+    return remove
