@@ -60,7 +60,8 @@ class GateRow:
         artifact: Which artifact, such as `litert/int8`.
         device: On which device; None for a gate that needs none.
         limit: The limit.
-        value: What was measured; None where the bits are equal and the value has no finite number.
+        value: What was measured; None where the bits are equal and the value has no finite number (it passed), or
+            where it could not be measured (it did not).
         passed: Whether it holds.
         blocking: Whether a failure fails the run. Budgets of artifacts that are not selected only rule them out.
     """
@@ -81,7 +82,7 @@ class GateRow:
         """Returns the row in words."""
         relation = "is within" if self.passed else "breaks"
         where = f" on {self.device}" if self.device else ""
-        value = "exact" if self.value is None else f"{self.value:.6g}"
+        value = f"{self.value:.6g}" if self.value is not None else "exact" if self.passed else "was not measured and"
         return f"{self.artifact}{where}: {self.name} {value} {relation} the limit {self.limit:.6g}"
 
 

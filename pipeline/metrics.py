@@ -42,7 +42,10 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
     centre = share + Z_95**2 / (2 * count)
     spread = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
     scale = 1 + Z_95**2 / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # At the ends the interval touches 0 or 1, which rounding would miss.
+    low = (centre - spread) / scale if correct else 0.0
+    high = (centre + spread) / scale if correct < count else 1.0
+    return low, high
 
 
 def negative_log_likelihood(logits: Logits, labels: Labels) -> float:

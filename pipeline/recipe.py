@@ -132,6 +132,8 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
 def recipe_schema() -> dict[str, Any]:
     """Returns the JSON schema of a recipe file, `matrix` included, for editors that complete YAML."""
     schema = Recipe.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        _describe_fields(part)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Edgeship recipe"
     schema["properties"]["matrix"] = {
@@ -140,6 +142,19 @@ def recipe_schema() -> dict[str, Any]:
         "additionalProperties": {"type": "array", "minItems": 1},
     }
     return schema
+
+
+def _describe_fields(schema: dict[str, Any]) -> None:
+    """Moves what a class's docstring says about its fields to the fields."""
+    summary, _, section = schema.get("description", "").partition("\n\nAttributes:\n")
+    if not section:
+        return
+    schema["description"] = summary
+    entries = re.split(r"^    (?=\w+:)", section.partition("\n\n")[0], flags=re.MULTILINE)
+    for entry in entries[1:]:
+        name, _, text = entry.partition(":")
+        if name in schema["properties"]:
+            schema["properties"][name]["description"] = " ".join(text.split())
 
 
 def _validate(source: YamlSource) -> Recipe:

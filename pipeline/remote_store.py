@@ -103,7 +103,7 @@ class SharedArtifactStore(ArtifactStore):
                 check_manifest(manifest, stage=stage, key=key)
                 for record in manifest.files:
                     path = (work / record.path).resolve()
-                    if not path.is_relative_to(work.resolve()) or path == work.resolve() / MANIFEST:
+                    if work.resolve() not in path.parents or path == work.resolve() / MANIFEST:
                         raise CorruptArtifactError(f"The manifest of {stage}/{key} names the file {record.path}.")
                     path.parent.mkdir(parents=True, exist_ok=True)
                     self._filesystem.get_file(self._remote(stage, key, record.sha256), str(path))
@@ -111,10 +111,10 @@ class SharedArtifactStore(ArtifactStore):
                         raise CorruptArtifactError(
                             f"{record.path} of {stage}/{key} differs from the digest in its manifest."
                         )
-            except CorruptArtifactError as error:
+            except (CorruptArtifactError, FileNotFoundError) as error:
                 shutil.rmtree(work)
                 raise CorruptArtifactError(
-                    f"The shared store {self.address} holds a damaged artifact. {error.message} "
+                    f"The shared store {self.address} holds a damaged artifact. {error} "
                     f"Remove {self._remote(stage, key)} there and run again to make it anew."
                 ) from error
         artifact = super().publish(work, manifest)

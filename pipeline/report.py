@@ -228,7 +228,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts += [f"- {line}" for line in summary_lines(report)]
     if report["gates"]:
         rows = [
-            (row["artifact"], row["device"] or "", row["name"], _general(row["limit"]), _general(row["value"]),
+            (row["artifact"], row["device"] or "", row["name"], _general(row["limit"]), _value(row),
              "passed" if row["passed"] else "FAILED" if row["blocking"] else "ruled out")
             for row in report["gates"]
         ]  # fmt: skip
@@ -260,7 +260,11 @@ def _verdict(report: Mapping[str, Any], label: str, device: str, measured: Mappi
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return lines + [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
+    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
 
 
 def _counts(data: Mapping[str, Any]) -> str:
@@ -290,5 +294,11 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _general(value: float | None) -> str:
-    return "exact" if value is None else f"{value:.6g}"
+def _general(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return "exact" if row["passed"] else "not measured"
+    return _general(row["value"])

@@ -146,3 +146,91 @@ def without_stages(finished: Workplace) -> Callable[..., Workplace]:
         return finished
 
     return remove
+
+
+EXPORT_SCRIPT = """
+import json, sys
+from pathlib import Path
+import keras
+import numpy as np
+from pipeline.network import ModelConfig, build_network, save_network
+from pipeline.stages.export import ExportStage
+
+out, variants = Path(sys.argv[1]), sys.argv[2] == "variants"
+source = out / "calibrate"
+source.mkdir(parents=True)
+keras.utils.set_random_seed(0)
+config = ModelConfig(name="mobilenet_v2", width=0.35, early_stride=True)
+network = build_network(config, (32, 32, 3), 4)
+rng = np.random.default_rng(0)
+for weight in network.weights:
+    if weight.name in ("gamma", "moving_variance"):
+        weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    elif weight.name in ("beta", "moving_mean"):
+        weight.assign(rng.normal(0, 0.2, weight.shape))
+save_network(network, source, config=config, classes=list("abcd"))
+np.save(source / "calibration_images.npy", rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
+for target in ("litert", "onnxruntime", "openvino"):
+    for precision in ("float32", "float16", "int8"):
+        folder = out / target / precision
+        folder.mkdir(parents=True)
+        stage = ExportStage(target=target, precision=precision)
+        metrics = stage.run({"calibrate": source}, folder, lambda event: None)
+        (out / f"{target}-{precision}.json").write_text(json.dumps(metrics))
+if variants:
+    import nncf
+    import openvino as ov
+    import tensorflow as tf
+    from onnxruntime.quantization import quantize_dynamic
+    from pipeline.stages.export import _keras_network
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(_keras_network(source, out / "litert").saved_model()))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    (out / "dynamic.tflite").write_bytes(converter.convert())
+    quantize_dynamic(out / "onnxruntime/float32/model.onnx", out / "dynamic.onnx", op_types_to_quantize=["MatMul"])
+    weights = nncf.compress_weights(ov.Core().read_model(out / "openvino/float32/model.xml"))
+    ov.save_model(weights, out / "weights.xml", compress_to_fp16=False)
+"""
+
+
+@dataclass(frozen=True)
+class Exports:
+    """A tiny MobileNetV2 with random weights, by every target in every precision, as the export stage writes it."""
+
+    directory: Path
+    home: Path
+
+    def metrics(self, target: str, precision: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / f"{target}-{precision}.json").read_text())
+        return found
+
+    def folder(self, target: str, precision: str) -> Path:
+        return self.directory / target / precision
+
+
+def make_exports(directory: Path, *, variants: bool) -> Exports:
+    from pipeline.executor import child_environment
+
+    home = directory / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORT_SCRIPT, str(directory / "out"), "variants" if variants else "plain"],
+        check=False,
+        env={**child_environment("tensorflow"), "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return Exports(directory / "out", home)
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return make_exports(tmp_path_factory.mktemp("exports"), variants=True)
+
+
+@pytest.fixture(scope="session")
+def exports_again(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """The same from another process and another directory."""
+    return make_exports(tmp_path_factory.mktemp("another-name-of-another-length"), variants=False)

@@ -112,6 +112,7 @@ def select(
             eligible.append(label)
     values = {label: _value(objective, cases[label]) for label in eligible}
     ranking = sorted((label for label in eligible if values[label] is not None), key=lambda label: values[label])
+    excluded |= {label: f"its {objective} is not known" for label in eligible if values[label] is None}
     rows = _unblock_budgets(rows, selected=bool(ranking))
     return {
         "device": device,

@@ -162,14 +162,13 @@ def make_optimizer(config: TrainConfig, *, steps_per_epoch: int) -> keras.optimi
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    decay = config.weight_decay or None
+    decay = config.weight_decay
     if config.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=decay)
     else:
         momentum = 0.9 if config.momentum is None else config.momentum
         optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-    if decay:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 

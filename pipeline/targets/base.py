@@ -138,12 +138,11 @@ class Calibration:
 def precision_label(operations: Sequence[LinearOperation]) -> str:
     """Returns the name of the precision that a file's linear operations add up to.
 
-    All alike give that precision's name; int8 beside float gives `mixed`; no linear operation gives `none`.
+    All alike give that precision's name; int8 beside float gives `mixed`; no linear operation gives `none`. Whether
+    integers have a sign is the runtime's business and not part of the name.
     """
-    labels = {
-        _LABELS.get((operation.weights, operation.activations), f"{operation.weights}_{operation.activations}")
-        for operation in operations
-    }
+    pairs = {(operation.weights.lstrip("u"), operation.activations.lstrip("u")) for operation in operations}
+    labels = {_LABELS.get(pair, "_".join(pair)) for pair in pairs}
     if not labels:
         return "none"
     return labels.pop() if len(labels) == 1 else "mixed"

@@ -134,7 +134,7 @@ def _write(path: Path, variables: Iterable[Any]) -> None:
 
 def _read(path: Path, variables: Iterable[Any]) -> None:
     known = list(variables)
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         if len(archive.files) != len(known):
             raise ValueError(f"{path.name} holds {len(archive.files)} arrays, the network has {len(known)}")
         for name, variable in zip(archive.files, known, strict=True):

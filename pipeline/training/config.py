@@ -40,6 +40,7 @@ class TrainConfig(FrozenConfig):
         momentum: Of `sgd`; None takes 0.9.
         weight_decay: Decoupled; batch-norm parameters and biases are left out.
         label_smoothing: Share of the label's weight that is spread over all classes (Szegedy et al. 2016).
+        augmentation: Random changes to the training images.
         seed: Of the initial weights, the order of the images, augmentation and dropout.
     """
 

@@ -235,7 +235,9 @@ def test_the_closure_of_each_stage_holds_what_importing_it_loads() -> None:
         "        os._exit(0)\n"
         "    os.wait()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *STAGE_MODULES], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *STAGE_MODULES], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     loaded = dict(json.loads(line) for line in done.stdout.splitlines())
 
     assert sorted(loaded) == sorted(STAGE_MODULES)

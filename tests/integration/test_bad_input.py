@@ -1,0 +1,411 @@
+"""Whatever is wrong with the input: one clear message, the right exit code, no traceback, a sound store."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# The command line as another user: whatever it imports later has been imported while it still could be read.
+AS_NOBODY = """
+import os, sys
+import pipeline.recipe, pipeline.remote_store, pipeline.report, pipeline.run_directory, pipeline.runner
+import pipeline.progress, pipeline.store_maintenance, rich.console, rich.table, encodings.idna
+from pipeline.cli import main
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+main()
+"""
+
+# The command line on a disk that is full from the n-th durable write on, where no real one can be had.
+FULL_DISK = """
+import errno, os
+def full(descriptor):
+    raise OSError(errno.ENOSPC, "No space left on device")
+os.fsync = full
+from pipeline.cli import main
+main()
+"""
+
+FOLDER_RECIPE = """\
+name: folder
+data: {source: image_folder, path: images, size: [8, 8]}
+model: {name: fake}
+export: {targets: [fake]}
+devices: [fake]
+"""
+
+
+def assert_one_message(outcome: Any, code: int, *words: str) -> None:
+    assert outcome.code == code, outcome.stderr
+    assert "Traceback" not in outcome.stderr + outcome.stdout
+    assert outcome.stderr.count("Error:") == 1, outcome.stderr
+    assert "Unexpected" not in outcome.stderr
+    for word in words:
+        assert word in outcome.stderr, outcome.stderr
+
+
+def write_image(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 9), (value % 256, value // 256, 7)).save(path)
+
+
+def make_folder(place: Any, counts: dict[str, int]) -> Path:
+    (place.directory / "folder.yaml").write_text(FOLDER_RECIPE)
+    root: Path = place.directory / "images"
+    root.mkdir()
+    value = 0
+    for name, count in counts.items():
+        for index in range(count):
+            value += 1
+            write_image(root / name / f"{index:03}.png", value)
+    return root
+
+
+@dataclass(frozen=True)
+class Bad:
+    id: str
+    arguments: tuple[str, ...]
+    says: tuple[str, ...]
+    code: int = 2
+    files: dict[str, str] = field(default_factory=dict)
+
+
+RECIPES = (
+    Bad("missing-recipe", ("run", "nowhere.yaml"), ("nowhere.yaml",)),
+    Bad("recipe-is-a-directory", ("run", "."), (".",)),
+    Bad("missing-data", ("run", "tiny.yaml", "--set", "data.path=gone.npz"), ("gone.npz",)),
+    Bad("wrong-key", ("run", "x.yaml"), ("x.yaml:3", "modle", "Did you mean model"),
+        files={"x.yaml": "name: x\ndata: {source: digits, size: [8, 8]}\nmodle: {name: fake}\n"}),
+    Bad("wrong-type", ("run", "tiny.yaml", "--set", "benchmark.min_count=many"), ("--set", "benchmark.min_count", "many")),
+    Bad("unknown-network", ("run", "tiny.yaml", "--set", "model.name=mobilenet_v22"), ("mobilenet_v22", "mobilenet_v2")),
+    Bad("broken-yaml", ("run", "x.yaml"), ("x.yaml", "YAML"), files={"x.yaml": "name: [x\ndata: }\n"}),
+    Bad("empty-recipe", ("run", "x.yaml"), ("x.yaml",), files={"x.yaml": ""}),
+    Bad("binary-recipe", ("run", "tiny.npz"), ("tiny.npz",)),
+    Bad("unknown-device", ("run", "tiny.yaml", "--device", "fakke"), ("fakke", "did you mean 'fake'")),
+    Bad("missing-profile", ("run", "tiny.yaml", "--device", "./none.yaml"), ("none.yaml",)),
+    Bad("broken-profile", ("run", "tiny.yaml", "--device", "./p.yaml"), ("p.yaml",), files={"p.yaml": "a: [\n"}),
+    Bad("device-twice", ("run", "tiny.yaml", "--device", "fake", "--device", "fake"), ("twice",)),
+    Bad("bad-override", ("run", "tiny.yaml", "--set", "data"), ("--set data", "KEY=VALUE")),
+    Bad("store-is-a-file", ("run", "tiny.yaml", "--store", "tiny.npz"), ("tiny.npz", "is a file")),
+    Bad("store-below-a-file", ("run", "tiny.yaml", "--store", "tiny.npz/store"), ("tiny.npz", "is a file")),
+    Bad("shared-store", ("run", "tiny.yaml", "--shared-store", "nowhere://x"), ("nowhere://x", "fsspec")),
+    Bad("no-report", ("report", "tiny.yaml"), ("There is no report", "edgeship run")),
+    Bad("missing-model", ("bench", "gone.tflite"), ("There is no model file gone.tflite",)),
+    Bad("unknown-suffix", ("inspect", "tiny.npz"), ("tiny.npz", ".tflite")),
+    Bad("model-twice", ("bench", "tiny.npz", "./tiny.npz"), ("named twice",)),
+    Bad("unknown-network-shown", ("models", "show", "mobilenet_v22"), ("mobilenet_v22",)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", RECIPES, ids=lambda bad: bad.id)
+def test_what_is_asked_for_cannot_be_used(workplace: Any, bad: Bad) -> None:
+    for name, text in bad.files.items():
+        (workplace.directory / name).write_text(text)
+
+    outcome = workplace.edgeship(*bad.arguments)
+
+    assert_one_message(outcome, bad.code, *bad.says)
+    assert outcome.stdout == ""
+    assert workplace.artifacts() == []
+
+
+def test_a_class_with_one_image(workplace: Any) -> None:
+    make_folder(workplace, {"cats": 40, "lonely": 1})
+
+    outcome = workplace.edgeship("run", "folder.yaml")
+
+    assert_one_message(outcome, 2, "lonely")
+
+
+def test_an_image_that_cannot_be_read(workplace: Any) -> None:
+    root = make_folder(workplace, {"cats": 20, "dogs": 20})
+    (root / "cats" / "broken.png").write_bytes(b"no image at all")
+
+    outcome = workplace.edgeship("run", "folder.yaml")
+
+    assert_one_message(outcome, 2, "broken.png")
+    assert workplace.artifacts() == []
+    (root / "cats" / "broken.png").unlink()
+    assert workplace.edgeship("run", "folder.yaml", "--until", "data").code == 0
+
+
+def test_an_empty_folder(workplace: Any) -> None:
+    make_folder(workplace, {})
+
+    assert_one_message(workplace.edgeship("run", "folder.yaml"), 2, "images")
+
+
+def test_a_missing_folder(workplace: Any) -> None:
+    shutil.rmtree(make_folder(workplace, {}))
+
+    assert_one_message(workplace.edgeship("run", "folder.yaml"), 2, "images")
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[bool]:
+    """Mounts a small file system, where this user may; says whether it could."""
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    mounted = os.getuid() == 0 and subprocess.run(command, check=False, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+@pytest.mark.parametrize("size", ["64k", "300k"], ids=["in-the-child", "later"])
+def test_a_full_disk(workplace: Any, size: str) -> None:
+    disk = workplace.directory / "disk"
+    arguments = ("run", "tiny.yaml", "--store", "disk/store")
+    with small_disk(disk, size) as mounted:
+        outcome = workplace.edgeship(*arguments) if mounted else workplace.python(FULL_DISK, *arguments)
+
+        assert_one_message(outcome, 2, "No space left on the device", "store gc")
+        for manifest in disk.glob("store/artifacts/*/*/manifest.json"):
+            assert manifest.stat().st_size
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert workplace.edgeship(*arguments).code == 0
+
+
+def test_a_disk_that_never_syncs(workplace: Any) -> None:
+    outcome = workplace.python(FULL_DISK, "run", "tiny.yaml")
+
+    assert_one_message(outcome, 2, "No space left on the device")
+    assert workplace.artifacts() == []
+    assert workplace.edgeship("run", "tiny.yaml").code == 0
+
+
+@pytest.fixture
+def public(workplace: Any) -> Iterator[Path]:
+    """A directory that another user can read but not write."""
+    with tempfile.TemporaryDirectory() as name:
+        for source in (workplace.recipe, workplace.directory / "tiny.npz"):
+            shutil.copy(source, name)
+            (Path(name) / source.name).chmod(0o644)
+        Path(name).chmod(0o555)
+        yield Path(name)
+        Path(name).chmod(0o755)
+
+
+def test_a_store_without_write_permission(workplace: Any, public: Path) -> None:
+    outcome = workplace.python(AS_NOBODY, "run", public / "tiny.yaml", "--store", public / "store")
+
+    assert_one_message(outcome, 2, "No permission to write", str(public / "store"), "--store")
+
+
+def test_a_run_directory_without_write_permission(workplace: Any, finished: Any, public: Path) -> None:
+    outcome = workplace.python("import os\nos.chdir('/')\n" + AS_NOBODY, "store", "ls", "--store", public / "store")
+
+    assert_one_message(outcome, 2, "No permission to write")
+
+
+def test_a_corrupt_artifact(finished: Any) -> None:
+    [train] = finished.artifacts("train")
+    (train / "network.npz").chmod(0o644)
+    (train / "network.npz").write_bytes(b"changed")
+
+    assert_one_message(finished.edgeship("run", "tiny.yaml"), 2, f"train/{train.name}", "has 7 bytes", "quarantine")
+    outcome = finished.edgeship("run", "tiny.yaml", "--json")
+    assert outcome.code == 0
+    assert [stage["name"] for stage in outcome.json()["stages"] if not stage["cached"]] == ["train"]
+
+
+def test_a_gate_that_fails_names_artifact_value_and_limit(finished: Any) -> None:
+    with np.load(finished.directory / "tiny.npz") as arrays:
+        images = np.random.default_rng(1).integers(0, 256, arrays["images"].shape).astype(np.uint8)
+        np.savez(finished.directory / "tiny.npz", images=images, labels=arrays["labels"])
+    shutil.rmtree(finished.runs)
+
+    outcome = finished.edgeship("run", "tiny.yaml", "--json", "--set", "gates.parity.int8.min_snr_db=200")
+
+    assert outcome.code == 1, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    [line] = [line for line in outcome.stderr.splitlines() if line.startswith("Gate failed:")]
+    assert "fake/int8" in line
+    assert "200" in line
+    [row] = [row for row in outcome.json()["gates"] if not row["passed"]]
+    assert f"{row['value']:.2f}"[:3] in line
+    assert (finished.runs / "tiny" / "report.json").is_file()
+    assert "fake/int8" in (finished.runs / "tiny" / "report.md").read_text()
+
+
+def test_a_device_that_dies(finished: Any) -> None:
+    (finished.directory / "dying.yaml").write_text(
+        "extends: fake\nname: dying\ntransport: {kind: fake, die_on: facts}\n"
+    )
+
+    outcome = finished.edgeship("run", "tiny.yaml", "--json", "--device", "./dying.yaml")
+
+    assert outcome.code == 3, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert "was ended by SIGSEGV" in outcome.stderr
+    assert "was ended by SIGSEGV" in outcome.json()["failures"][0]
+    assert "SIGSEGV" in (finished.runs / "tiny" / "report.md").read_text()
+
+
+def test_an_export_that_crashes(without_stages: Any) -> None:
+    place = without_stages("export", "verify", "benchmark", "select")
+    hooks = place.directory / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if sys.orig_argv[-2:] == ['-m', 'pipeline.child']:\n"
+        "    import ctypes\n"
+        "    import devices.board.jsonlines as jsonlines\n"
+        "    real = jsonlines.serve\n"
+        "    def serve(handlers):\n"
+        "        def run(params, emit_event):\n"
+        "            if params['config'].get('precision') == 'float16':\n"
+        "                print('native words', file=sys.stderr, flush=True)\n"
+        "                ctypes.string_at(0)\n"
+        "            return handlers['run'](params, emit_event)\n"
+        "        real({'run': run})\n"
+        "    jsonlines.serve = serve\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+
+    outcome = place.edgeship("run", "tiny.yaml", "--json", env={"PYTHONPATH": f"{root}{os.pathsep}{hooks}"})
+
+    assert outcome.code == 4, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert "The process of stage export (fake float16) was ended by SIGSEGV" in outcome.stderr
+    assert "native words" in outcome.stderr
+    report = outcome.json()
+    assert [row["precision"] for row in report["artifacts"]] == ["float32", "int8"]
+    assert report["selected"]["fake"]["selected"]
+    assert (place.runs / "tiny" / "report.md").is_file()
+    again = place.edgeship("run", "tiny.yaml", "--json")
+    assert again.code == 0
+    assert sum(not stage["cached"] for stage in again.json()["stages"]) == 4, "one export, what measures it, the choice"
+
+
+def write_fake_model(path: Path, behaviour: str) -> None:
+    with path.open("wb") as stream:
+        np.savez(
+            stream,
+            weights=np.zeros((192, 3), np.float32),
+            bias=np.zeros(3, np.float32),
+            shape=np.array([8, 8, 3]),
+            kind=np.array("float32"),
+            behaviour=np.array(behaviour),
+        )
+
+
+FAKE_BENCH = ("bench", "model.fake", "--min-count", "10", "--min-time", "0", "--device")
+
+
+@dataclass(frozen=True)
+class Fault:
+    behaviour: str
+    code: int
+    says: str
+
+
+@pytest.mark.parametrize("device", ["fake", "./here.yaml"], ids=["fake-device", "real-process"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("crash", 3, "SIGSEGV"),
+        Fault("crash_on_infer", 3, "SIGSEGV"),
+        Fault("reject", 2, "refuses"),
+        Fault("unheard-of", 2, "unknown"),
+    ],
+    ids=lambda fault: fault.behaviour,
+)
+def test_a_model_that_harms_the_runtime(workplace: Any, fault: Fault, device: str) -> None:
+    (workplace.directory / "here.yaml").write_text(
+        "extends: local\nname: here\nruntimes: {fake: ''}\npreference: [fake]\n"
+    )
+    write_fake_model(workplace.directory / "model.fake", fault.behaviour)
+    write_fake_model(workplace.directory / "good.fake", "ok")
+
+    outcome = workplace.edgeship(*FAKE_BENCH, device, "good.fake", "--json")
+
+    assert_one_message(outcome, fault.code, fault.says, "model.fake")
+    bad, good = outcome.json()["cases"]
+    assert bad["latency_ms"] is None
+    assert good["latency_ms"]["count"] >= 10
+
+
+def tflite(content: bytes) -> bytes:
+    return struct.pack("<I", 24) + b"TFL3" + content
+
+
+def random_bytes(count: int) -> bytes:
+    return np.random.default_rng(count).integers(0, 256, count).astype(np.uint8).tobytes()
+
+
+def truncated_zip() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, weights=np.zeros((192, 3), np.float32))
+    return stream.getvalue()[:200]
+
+
+CORRUPT: dict[str, Callable[[], bytes]] = {
+    "empty.tflite": lambda: b"",
+    "random.tflite": lambda: random_bytes(5000),
+    "headed.tflite": lambda: tflite(random_bytes(5000)),
+    "zeros.tflite": lambda: tflite(bytes(5000)),
+    "empty.onnx": lambda: b"",
+    "random.onnx": lambda: random_bytes(5000),
+    "text.onnx": lambda: b"not a model",
+    "empty.xml": lambda: b"",
+    "random.xml": lambda: random_bytes(5000),
+    "other.xml": lambda: b"<html><body/></html>",
+    "half.xml": lambda: b'<?xml version="1.0"?><net name="x" version="11"><layers><layer id="0"',
+    "bomb.xml": lambda: b'<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><net>&b;</net>',
+    "half.fake": truncated_zip,
+}
+
+
+@pytest.mark.parametrize("name", CORRUPT)
+def test_a_corrupt_model_file(workplace: Any, name: str) -> None:
+    """In one process for all three commands, as starting one takes longest."""
+    (workplace.directory / name).write_bytes(CORRUPT[name]())
+    code = (
+        "import subprocess, sys\n"
+        "from pipeline.cli import main\n"
+        "codes = []\n"
+        "for arguments in (['inspect'], ['bench'], ['eval', '--data', 'tiny.npz']):\n"
+        "    try:\n        main([*arguments, sys.argv[1]])\n"
+        "    except SystemExit as end:\n        codes.append(end.code)\n"
+        "print(codes)\n"
+    )
+
+    outcome = workplace.python(code, name)
+
+    assert outcome.stdout == "[2, 2, 2]\n", outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert "Unexpected" not in outcome.stderr
+    assert outcome.stderr.count("Error:") == outcome.stderr.count(f"{name} can't be read as a") == 3
+    assert workplace.artifacts() == []
+
+
+def test_a_model_that_does_not_fit_the_data(finished: Any) -> None:
+    write_fake_model(finished.directory / "model.fake", "ok")
+    arguments = ("eval", "model.fake", "--device", "fake", "--data")
+    with np.load(finished.directory / "tiny.npz") as arrays:
+        labels = np.arange(len(arrays["labels"])) % 4
+        np.savez(finished.directory / "four.npz", images=arrays["images"], labels=labels)
+
+    assert_one_message(finished.edgeship(*arguments, "four.npz"), 2, "3 logits", "4 classes")
+    assert_one_message(finished.edgeship(*arguments, "gone.npz"), 2, "gone.npz")
+    assert_one_message(finished.edgeship(*arguments, "gone-folder"), 2, "gone-folder")
+    assert finished.edgeship(*arguments, "tiny.npz").code == 0

@@ -1,0 +1,141 @@
+"""Each gate at its edge."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pipeline.gates import GateRow, GatesConfig, ParityGates, budget_rows, parity_rows
+
+ARTIFACT = "litert/int8"
+
+
+def verified(**changes: Any) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "parity": {"max_logit_difference": 0.1, "snr_db": 20.0, "top1_agreement": 0.9},
+        "accuracy": 0.9,
+        "accuracy_drop": 0.1,
+    }
+    for name, value in changes.items():
+        (metrics["parity"] if name in metrics["parity"] else metrics)[name] = value
+    return metrics
+
+
+def case(**changes: Any) -> dict[str, Any]:
+    return {"latency_ms": {"p50": 2.0, "p99": 3.0}, "peak_memory_mb": 50.0, "size_bytes": 1000, **changes}
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """A gate, the metric it looks at, its limit, and the closest value that breaks it."""
+
+    gate: str
+    metric: str
+    limit: float
+    breaking: float
+
+
+PARITY = [
+    Edge("max_logit_difference", "max_logit_difference", 1e-4, 1.0001e-4),
+    Edge("min_snr_db", "snr_db", 30.0, 29.9999),
+    Edge("min_top1_agreement", "top1_agreement", 1.0, 0.9999),
+    Edge("max_accuracy_drop", "accuracy_drop", 0.005, 0.0050001),
+    Edge("min_accuracy", "accuracy", 0.97, 0.969999),
+]
+
+
+@pytest.mark.parametrize("edge", PARITY, ids=lambda edge: edge.gate)
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_parity_gate_at_its_edge(edge: Edge, precision: str) -> None:
+    empty = {name: ParityGates() for name in ("float32", "float16", "int8")}
+    if edge.gate == "min_accuracy":
+        gates = GatesConfig(**empty, min_accuracy=edge.limit)
+    else:
+        gates = GatesConfig(**{**empty, precision: ParityGates(**{edge.gate: edge.limit})})
+    (held,) = parity_rows(gates, ARTIFACT, precision, verified(**{edge.metric: edge.limit}))
+    (broken,) = parity_rows(gates, ARTIFACT, precision, verified(**{edge.metric: edge.breaking}))
+    assert (held.name, held.artifact, held.device, held.limit, held.passed) == (
+        edge.gate, ARTIFACT, None, edge.limit, True,
+    )  # fmt: skip
+    assert not broken.passed
+    assert broken.blocking
+    assert broken.value == edge.breaking
+
+
+BUDGETS = [
+    Edge("max_latency_p50_ms", "latency_p50_ms", 2.0, 2.001),
+    Edge("max_latency_p99_ms", "latency_p99_ms", 3.0, 3.001),
+    Edge("max_peak_memory_mb", "peak_memory_mb", 50.0, 50.01),
+    Edge("max_size_bytes", "size_bytes", 1000, 1001),
+]
+
+
+def measured(edge: Edge, value: float) -> dict[str, Any]:
+    if edge.metric.startswith("latency"):
+        which = edge.metric[len("latency_") :][:3]
+        return case(latency_ms={"p50": 0.0, "p99": 0.0, which: value})
+    return case(**{edge.metric: value})
+
+
+@pytest.mark.parametrize("edge", BUDGETS, ids=lambda edge: edge.gate)
+@pytest.mark.parametrize("where", ["recipe", "profile"])
+def test_budget_at_its_edge(edge: Edge, where: str) -> None:
+    gates = GatesConfig(**{edge.gate: edge.limit}) if where == "recipe" else GatesConfig()
+    budgets = {edge.metric: edge.limit} if where == "profile" else {}
+    (held,) = budget_rows(gates, budgets, artifact=ARTIFACT, device="d", case=measured(edge, edge.limit))
+    (broken,) = budget_rows(gates, budgets, artifact=ARTIFACT, device="d", case=measured(edge, edge.breaking))
+    assert (held.name, held.device, held.passed) == (edge.gate, "d", True)
+    assert not broken.passed
+
+
+@pytest.mark.parametrize(("recipe", "profile"), [(1.0, 5.0), (5.0, 1.0), (1.0, None), (None, 1.0)])
+def test_the_tighter_budget_is_the_limit(recipe: float | None, profile: float | None) -> None:
+    gates = GatesConfig(max_latency_p50_ms=recipe)
+    (row,) = budget_rows(gates, {"latency_p50_ms": profile}, artifact=ARTIFACT, device="d", case=case())
+    assert row.limit == 1.0
+    assert not row.passed
+
+
+def test_no_limit_no_row() -> None:
+    assert budget_rows(GatesConfig(), {"size_bytes": None}, artifact=ARTIFACT, device="d", case=case()) == []
+    empty = {name: ParityGates() for name in ("float32", "float16", "int8")}
+    assert parity_rows(GatesConfig(**empty), ARTIFACT, "int8", verified()) == []
+
+
+def test_a_memory_that_was_not_measured_breaks_its_budget() -> None:
+    gates = GatesConfig(max_peak_memory_mb=10)
+    (row,) = budget_rows(gates, {}, artifact=ARTIFACT, device="d", case=case(peak_memory_mb=None))
+    assert (row.value, row.passed) == (None, False)
+
+
+def test_equal_bits_have_no_finite_ratio_and_pass() -> None:
+    gates = GatesConfig(float32=ParityGates(min_snr_db=100))
+    (row,) = parity_rows(gates, ARTIFACT, "float32", verified(snr_db=None))
+    assert row.passed
+
+
+def test_a_drop_below_zero_is_a_gain() -> None:
+    gates = GatesConfig(int8=ParityGates(max_accuracy_drop=0))
+    (row,) = parity_rows(gates, ARTIFACT, "int8", verified(accuracy_drop=-0.1))
+    assert row.passed
+
+
+def test_float32_is_strict_by_default() -> None:
+    limits = GatesConfig().float32
+    assert (limits.max_logit_difference, limits.min_top1_agreement) == (1e-4, 1.0)
+
+
+def test_sentences_name_artifact_value_and_limit() -> None:
+    row = GateRow("max_accuracy_drop", ARTIFACT, None, 0.005, 0.02, passed=False)
+    assert row.sentence() == "litert/int8: max_accuracy_drop 0.02 breaks the limit 0.005"
+    row = GateRow("max_peak_memory_mb", ARTIFACT, "pi", 5.0, None, passed=False)
+    assert row.sentence() == "litert/int8 on pi: max_peak_memory_mb was not measured and breaks the limit 5"
+    row = GateRow("min_snr_db", ARTIFACT, None, 30.0, None, passed=True)
+    assert row.sentence() == "litert/int8: min_snr_db exact is within the limit 30"
+
+
+def test_rows_survive_json() -> None:
+    row = GateRow("min_snr_db", ARTIFACT, "d", 30.0, None, passed=True, blocking=False)
+    assert GateRow(**row.to_dict()) == row

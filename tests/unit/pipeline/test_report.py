@@ -1,0 +1,215 @@
+"""The report: the object, the page and the table, whole and with parts missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devices.profile import load_profile
+from pipeline.artifacts import Artifact, Manifest
+from pipeline.errors import StageError
+from pipeline.gates import GatesConfig
+from pipeline.recipe import Recipe
+from pipeline.report import TABLE_COLUMNS, failed_gates, markdown, report_of, summary_lines, table_rows
+from pipeline.runner import RunResult, StageRecord
+from pipeline.stages.select import select
+
+RECIPE = Recipe.model_validate(
+    {
+        "name": "r",
+        "data": {"source": "digits", "size": (32, 32)},
+        "model": {"name": "fake"},
+        "export": {"targets": ("fake",), "precisions": ("float32", "int8")},
+        "gates": {"min_accuracy": 0.9},
+        "devices": ("fake",),
+    }
+)
+SUMMARY = {"ece": 0.02, "nll": 0.1, "brier": 0.05, "accuracy": 0.95}
+BOTH = {"before": SUMMARY, "after": SUMMARY}
+DATA = {
+    "num_classes": 10,
+    "num_train_images": 900,
+    "num_validation_images": 100,
+    "num_test_images": 360,
+    "num_removed_duplicates": 2,
+    "num_label_conflicts": 0,
+    "num_unreadable": 1,
+}
+
+
+def artifact(name: str, metrics: dict[str, Any]) -> Artifact:
+    stage = name.partition("/")[0]
+    manifest = Manifest(
+        stage=stage, key=f"key-{name}", config={}, inputs={}, code="", tools={}, fingerprint="", metrics=metrics,
+        wall_time_s=1.0,
+    )  # fmt: skip
+    return Artifact(Path("/store") / name, manifest)
+
+
+def exported(precision: str) -> dict[str, Any]:
+    graph = {"sha256": "ab" * 32, "weights_sha256": None, "size_bytes": 2048, "operations": {"LINEAR": 1}}
+    metrics = {"target": "fake", "precision": precision, "model": "model.fake", "graph": graph, "note": None}
+    return metrics | ({"calibration_set_sha256": "cd" * 32} if precision == "int8" else {"note": "a note"})
+
+
+def verified(accuracy: float) -> dict[str, Any]:
+    parity = {
+        "logit_range": 9.0, "max_logit_difference": 0.0, "mean_logit_difference": 0.0, "snr_db": None,
+        "top1_agreement": 1.0,
+    }  # fmt: skip
+    return {
+        "images": 360, "parity": parity, "accuracy": accuracy, "accuracy_interval": [0.9, 0.97],
+        "accuracy_drop": 0.95 - accuracy, "ece": 0.03, "nll": 0.2, "brier": 0.1,
+    }  # fmt: skip
+
+
+def measured(identity: str, p50: float) -> dict[str, Any]:
+    return {
+        "id": identity, "error": None, "load_ms": 1.0, "first_inference_ms": 0.5, "warm_up_count": 10,
+        "latency_ms": {"p50": p50, "p90": p50, "p99": p50, "p50_interval": [p50, p50]}, "num_threads": 1,
+        "peak_memory_mb": None, "peak_memory_reason": "not asked", "size_bytes": 2048, "stopped_by": "target",
+        "accuracy": 0.95, "accuracy_interval": [0.9, 0.97], "ece": 0.03, "sha256": "ab" * 32,
+    }  # fmt: skip
+
+
+def whole(*, until: str = "report", int8_accuracy: float = 0.95) -> RunResult:
+    """A run of two exports on one device, or its beginning."""
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("data", DATA),
+        ("train", {"best_epoch": 1, "parameters": 10}),
+        (
+            "calibrate",
+            {"temperature": 1.5, "validation": BOTH, "test": BOTH, "calibration_set": {"count": 200}},
+        ),
+        ("export/fake/float32", exported("float32")),
+        ("export/fake/int8", exported("int8")),
+        ("verify/fake/float32", verified(0.95)),
+        ("verify/fake/int8", verified(int8_accuracy)),
+    ]
+    cases = [measured("fake/float32", 2.0), measured("fake/int8", 1.0)]
+    benchmark = {
+        "device": "fake", "mode": "simulated", "facts": {"cpu_model": "A | B", "cores": 4, "os": "Linux", "python": "3"},
+        "load_average_before": [0.5, 0.4, 0.3], "load_average_after": None, "warnings": ["busy"], "cases": cases,
+    }  # fmt: skip
+    steps.append(("benchmark/fake", benchmark))
+    chosen = select(
+        GatesConfig(min_accuracy=0.9),
+        "latency_p50_ms",
+        device="fake",
+        budgets={},
+        exported={f"fake/{name}": exported(name) for name in ("float32", "int8")},
+        verified={"fake/float32": verified(0.95), "fake/int8": verified(int8_accuracy)},
+        cases={case["id"]: case for case in cases},
+    )
+    steps.append(("select/fake", chosen))
+    result = RunResult(RECIPE, (load_profile("fake"),))
+    for name, metrics in steps:
+        result.artifacts[name] = artifact(name, metrics)
+        result.stages.append(StageRecord(name, f"key-{name}", cached=False, seconds=1.25))
+        if name.partition("/")[0] == until and name.endswith(("data", "train", "int8", "fake", "calibrate")):
+            break
+    return result
+
+
+def test_the_object_holds_what_the_contract_says() -> None:
+    report = report_of(whole())
+    assert json.loads(json.dumps(report)) == report
+    assert {"recipe", "artifacts", "benchmarks", "selected", "gates", "stages"} <= set(report)
+    row = report["artifacts"][1]
+    assert {
+        "target", "precision", "path", "sha256", "size_bytes", "accuracy", "accuracy_interval", "accuracy_drop", "ece",
+        "parity", "calibration_set_sha256",
+    } <= set(row)  # fmt: skip
+    bench = report["benchmarks"][0]
+    assert {"device", "target", "precision", "mode", "load_ms", "first_inference_ms", "peak_memory_mb"} <= set(bench)
+    assert {"p50", "p90", "p99"} <= set(bench["latency_ms"])
+    assert {"name", "limit", "value", "passed"} <= set(report["gates"][0])
+    assert set(report["stages"][0]) == {"name", "key", "cached", "seconds"}
+    assert report["selected"]["fake"]["selected"] == "fake/int8"
+    assert failed_gates(report) == []
+
+
+def test_gates_stand_once() -> None:
+    rows = report_of(whole())["gates"]
+    names = [(row["name"], row["artifact"], row["device"]) for row in rows]
+    assert len(names) == len(set(names))
+    assert ("min_accuracy", "fake/int8", None) in names
+
+
+def test_a_failed_gate_is_a_sentence() -> None:
+    report = report_of(whole(int8_accuracy=0.5))
+    assert "fake/int8: min_accuracy 0.5 breaks the limit 0.9" in failed_gates(report)
+    assert any(line.startswith("Gate failed: fake/int8: min_accuracy 0.5") for line in summary_lines(report))
+    assert "| fake/int8 |  | min_accuracy | 0.9 | 0.5 | FAILED |" in markdown(report)
+    assert "min_accuracy" in table_rows(report, "fake")[1][-1]
+
+
+@pytest.mark.parametrize("until", ["data", "train", "calibrate", "export", "verify", "benchmark", "select"])
+def test_every_beginning_of_a_run_has_a_report(until: str) -> None:
+    report = report_of(whole(until=until))
+    page = markdown(report)
+    assert page.startswith("# r\n")
+    assert "None" not in page
+    rows = table_rows(report, "fake")
+    assert all(len(row) == len(TABLE_COLUMNS) for row in rows)
+    if until == "export":
+        assert rows[0][:4] == ("fake", "float32", "-", "-")
+        assert "| fake | float32 | - |" in page
+    assert failed_gates(report) == []
+
+
+def test_gates_are_judged_without_a_device() -> None:
+    report = report_of(whole(until="verify", int8_accuracy=0.5))
+    assert "fake/int8: min_accuracy 0.5 breaks the limit 0.9" in failed_gates(report)
+
+
+def test_a_failed_case_has_no_numbers() -> None:
+    result = whole(until="benchmark")
+    failed = {"id": "fake/int8", "error": {"message": "crashed"}, "latency_ms": None, "peak_memory_mb": None}
+    result.artifacts["benchmark/fake"].manifest.metrics["cases"][1] = failed
+    report = report_of(result)
+    row = table_rows(report, "fake")[1]
+    assert row[-1] == "failed on the device"
+    assert row[6:12] == ("-",) * 6
+    assert report["benchmarks"][1]["error"] == {"message": "crashed"}
+    assert "failed on the device" in markdown(report)
+
+
+def test_failures_are_told() -> None:
+    result = whole(until="export")
+    del result.artifacts["export/fake/int8"]
+    result.failures.append(StageError("the converter refuses it"))
+    result.stages[-1] = StageRecord("export/fake/int8", "", cached=False, seconds=1.0, error="the converter refuses it")
+    report = report_of(result)
+    assert report["failures"] == ["the converter refuses it"]
+    assert "Failed: the converter refuses it" in summary_lines(report)
+    assert report["stages"][-1]["error"] == "the converter refuses it"
+    assert "the converter refuses it" in markdown(report)
+
+
+def test_no_devices() -> None:
+    result = whole(until="verify")
+    result.profiles = ()
+    assert "| fake | int8 | 95.00 |" in markdown(report_of(result))
+
+
+def test_the_page_says_where_and_how_it_was_measured() -> None:
+    page = markdown(report_of(whole()))
+    assert "Data: 900 train, 100 validation, 360 test images of 10 classes; 2 duplicates across splits" in page
+    assert "## fake (simulated)" in page
+    assert "load 0.50 before and unknown after" in page
+    assert "fake: warning: busy." in page
+    assert "fake float32: a note." in page
+    for line in page.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_cells_hold_no_bars() -> None:
+    result = whole()
+    result.stages[0] = StageRecord("data", "k", cached=False, seconds=0.0, error="a | b\nsecond line")
+    page = markdown(report_of(result))
+    assert "| data | k | a / b second line |" in page
