@@ -26,7 +26,7 @@ Tell = Callable[[dict[str, Any]], None]
 """Takes one progress event: a JSON object with `message`, `warning`, or numbers by name."""
 
 _FACTS_TIMEOUT_S = 60.0
-_BUSY_SHARE = 0.5
+_BUSY_SHARE = 0.25
 _SLOWDOWN_RATIO = 1.1
 _LEAST_BLOCKS = 5
 """Quarters of fewer blocks say nothing about a trend."""
@@ -266,9 +266,9 @@ def _load(profile: DeviceProfile, transport: Transport, agent: Agent, case: Case
 def _warnings_before(facts: dict[str, Any]) -> list[str]:
     """What makes the numbers worse than the device from the start."""
     warnings = []
-    load, cores = facts["load_average"], facts["usable_cores"]
-    if load and cores and load[0] > _BUSY_SHARE * cores:
-        warnings.append(f"the device is busy: load average {load[0]:.2f} on {cores} cores; latencies will be too long")
+    busy = facts["cpu_busy_share"]
+    if busy is not None and busy > _BUSY_SHARE:
+        warnings.append(f"the device is busy: other programs use {busy:.0%} of its cores; latencies will be too long")
     if facts["governor"] == "powersave":
         warnings.append("the CPU's governor is 'powersave'; latencies will be too long")
     return warnings

@@ -157,6 +157,7 @@ def run(
             _print_report(report, runs / recipe.name)
         for error in result.failures:
             code = max(code, error.exit_code)
+            _show_details(error.details)
         broken = failed_gates(report)
         for sentence in broken:
             click.echo(f"{click.style('Gate failed:', fg='red', bold=True)} {sentence}.", err=True)
@@ -292,6 +293,8 @@ def bench(
         result = benchmark_models(
             models, load_profile(device_name), num_threads=threads, settings=settings, tell=progress.show
         )
+    failed = [case for case in result["cases"] if case["error"]]
+    details = {case["id"]: case["error"].pop("details") for case in failed}
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
@@ -305,8 +308,8 @@ def bench(
         columns = ("model", "threads", "p50 ms", "p90 ms", "p99 ms", "mean ms", "std ms", "count", "load ms",
                    "first ms", "memory MiB")  # fmt: skip
         _print_table(f"{result['device']} ({result['latency_label']})", columns, rows)
-    failed = [case for case in result["cases"] if case["error"]]
     for case in failed:
+        _show_details(details[case["id"]])
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {case['error']['message']}", err=True)
     sys.exit(max((case["error"]["exit_code"] for case in failed), default=0))
 
@@ -560,6 +563,12 @@ def store_gc(older_than: float, dry_run: bool, store: Path, as_json: bool) -> No
     for leftover in removed:
         click.echo(f"{leftover.kind}: {leftover.path.name} ({leftover.size_bytes / 1024:,.0f} KiB)")
     click.echo(f"{'Would remove' if dry_run else 'Removed'} {len(removed)} directories, {size / 2**20:,.1f} MiB.")
+
+
+def _show_details(details: str) -> None:
+    """Writes what only `--debug` shows: a traceback, the last words of a process."""
+    if details and (click.get_current_context().params.get("debug") or os.environ.get("EDGESHIP_DEBUG")):
+        click.echo(details, err=True)
 
 
 def _progress() -> Any:

@@ -86,7 +86,7 @@ def save_network(model: keras.Model, directory: Path, *, config: ModelConfig, cl
     (directory / NETWORK_FILE).unlink(missing_ok=True)
     (directory / WEIGHTS_FILE).unlink(missing_ok=True)
     (directory / NETWORK_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    bare = build_network(config, description["input_shape"], len(classes))
+    bare = build_network(config, model.inputs[0].shape[1:], len(classes))
     bare.set_weights(model.get_weights())
     bare.save_weights(directory / WEIGHTS_FILE)
 

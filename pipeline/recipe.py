@@ -6,16 +6,14 @@ Every message names the file and the line, or the `--set` that brought the value
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
-import math
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -24,6 +22,7 @@ from models.spec import MIN_RESOLUTION
 from pipeline.errors import RecipeError
 from pipeline.gates import GatesConfig
 from pipeline.network import FAKE_NETWORK, ModelConfig
+from pipeline.recipe_matrix import combinations
 from pipeline.sources import DataConfig
 from pipeline.stages.base import FrozenConfig
 from pipeline.stages.benchmark import BenchmarkConfig
@@ -31,10 +30,9 @@ from pipeline.stages.calibrate import CalibrateConfig, QuantizationConfig
 from pipeline.stages.export import ExportConfig
 from pipeline.stages.select import SelectConfig
 from pipeline.training.config import TrainConfig
-from pipeline.yaml_source import KeyPath, YamlSource, parse_scalar, read_yaml
+from pipeline.yaml_source import KeyPath, YamlSource, parse_scalar, read_yaml, shortened, shown
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
-MAX_MATRIX = 1000
 
 
 class Recipe(FrozenConfig):
@@ -109,7 +107,7 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     if matrix is None and ("matrix",) not in source.places:
         return [_validate(source)]
     recipes = []
-    for suffix, values in _combinations(source, matrix):
+    for suffix, values in combinations(source, matrix):
         data = json.loads(json.dumps(source.data))
         places = dict(source.places)
         for key, value in values.items():
@@ -186,15 +184,11 @@ def _parse_override(override: str) -> _Override:
     try:
         value = parse_scalar(text)
     except RecipeError as error:
-        raise RecipeError(f"--set {_shortened(override)}: {error.message}") from error
+        raise RecipeError(f"--set {shortened(override)}: {error.message}") from error
     keys = tuple(key.split("."))
     if keys[0] == "matrix" and len(keys) > 1:
         keys = ("matrix", ".".join(keys[1:]))
-    return _Override(f"--set {_shortened(override)}", keys, value)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _Override(f"--set {shortened(override)}", keys, value)
 
 
 def _apply_override(source: YamlSource, override: _Override) -> None:
@@ -236,70 +230,9 @@ def _place(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         if inner is None:  # `train:` with nothing below it
             inner = data[key] = {}
         if not isinstance(inner, dict):
-            raise TypeError(f"{'.'.join(keys[: depth + 1])} is {_shown(inner)}, which has no keys below it.")
+            raise TypeError(f"{'.'.join(keys[: depth + 1])} is {shown(inner)}, which has no keys below it.")
         data = inner
     data[keys[-1]] = value
-
-
-def _combinations(source: YamlSource, matrix: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the suffix of the name and the values of every combination, the last key varying fastest."""
-    where = source.place_of(["matrix"])
-    if not isinstance(matrix, dict) or not matrix:
-        raise RecipeError(f"{where}: matrix is {_shown(matrix)}; expected dotted keys, each with a list of values.")
-    for key, values in matrix.items():
-        _check_matrix_key(source, key, values, matrix)
-    size = math.prod(len(values) for values in matrix.values())
-    if size > MAX_MATRIX:
-        raise RecipeError(f"{where}: the matrix has {size} combinations; at most {MAX_MATRIX} are allowed.")
-    words = {key: _short_key(key, list(matrix)) for key in matrix}
-    slugs = {key: _slugs(values) for key, values in matrix.items()}
-    result = []
-    for indices in itertools.product(*(range(len(values)) for values in matrix.values())):
-        chosen = dict(zip(matrix, indices, strict=True))
-        suffix = "-".join(f"{words[key]}_{slugs[key][index]}" for key, index in chosen.items())
-        result.append((suffix, {key: matrix[key][index] for key, index in chosen.items()}))
-    return result
-
-
-def _check_matrix_key(source: YamlSource, key: str, values: Any, matrix: Mapping[str, Any]) -> None:
-    place = source.place_of(["matrix", key])
-    if not all(key.split(".")):
-        raise RecipeError(f"{place}: matrix has the key {key!r}; expected a dotted key, such as train.epochs.")
-    if key.split(".")[0] in ("matrix", "name"):
-        raise RecipeError(f"{place}: the matrix can't vary {key}. Names are made from the values that vary.")
-    if not isinstance(values, list) or not values:
-        raise RecipeError(f"{place}: matrix.{key} is {_shown(values)}; expected a list of values.")
-    texts = [json.dumps(value, sort_keys=True) for value in values]
-    twice = next((text for text in texts if texts.count(text) > 1), None)
-    if twice is not None:
-        raise RecipeError(f"{place}: matrix.{key} names {twice} twice; two combinations would be the same.")
-    above = next((other for other in matrix if key.startswith(other + ".")), None)
-    if above is not None:
-        raise RecipeError(f"{place}: the matrix varies {above} and, inside it, {key}. Leave one of them out.")
-
-
-def _short_key(key: str, keys: Sequence[str]) -> str:
-    """Returns the last parts of a dotted key, as few as tell it from the matrix's other keys."""
-    parts = key.split(".")
-    for length in range(1, len(parts)):
-        short = ".".join(parts[-length:])
-        if sum(f".{other}".endswith(f".{short}") for other in keys) == 1:
-            return _slug(short)
-    return _slug(key)
-
-
-def _slugs(values: Sequence[Any]) -> list[str]:
-    """Returns a text for each value that a file name may hold; no two are the same."""
-    slugs: list[str] = []
-    for number, value in enumerate(values, start=1):
-        slug = _slug(value)
-        slugs.append(f"{slug}_{number}" if slug in slugs else slug)
-    return slugs
-
-
-def _slug(value: Any) -> str:
-    text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
-    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_") or "none"
 
 
 def _explain(source: YamlSource, problem: ErrorDetails) -> str:
@@ -330,13 +263,15 @@ def _explain(source: YamlSource, problem: ErrorDetails) -> str:
     if kind in _EXPECTED:
         message = f"expected {_EXPECTED[kind]}."
     else:
-        message = problem["msg"].replace("Input should be", "expected", 1).replace("String should", "it should", 1) + "."
+        message = (
+            problem["msg"].replace("Input should be", "expected", 1).replace("String should", "it should", 1) + "."
+        )
     if kind == "string_type" and isinstance(received, int | float):
         message += f' Write it in quotes: "{received}".'
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
         message += _did_you_mean(str(received), known, listing=False)
-    return f"{where}: {key} is {_shown(received)}: {message}"
+    return f"{where}: {key} is {shown(received)}: {message}"
 
 
 _EXPECTED = {
@@ -370,10 +305,6 @@ def _place_of_subject(source: YamlSource, path: KeyPath, text: str) -> str:
     return f"{place} (with {', '.join(beside)})" if beside else place
 
 
-def _shown(value: Any) -> str:
-    return _shortened(json.dumps(value))
-
-
 def _without_tags(source: YamlSource, location: Iterable[str | int]) -> KeyPath:
     """Drops what pydantic adds for the chosen member of a union: it is no key of the file."""
     path: list[str | int] = []
@@ -398,12 +329,16 @@ def _known_keys(path: KeyPath, data: Mapping[str, Any]) -> list[str]:
         return [*Recipe.model_fields, "matrix"]
     current: Any = Recipe
     for part in path:
-        field = current.model_fields.get(str(part)) if isinstance(current, type) else None
+        field = current.model_fields.get(str(part)) if _is_model(current) else None
         if field is None:
             return []
         current = _member(field.annotation, data.get(str(part), {}))
         data = data.get(str(part), {}) if isinstance(data.get(str(part)), dict) else {}
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    return list(current.model_fields) if _is_model(current) else []
+
+
+def _is_model(value: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(value, type) and issubclass(value, BaseModel)
 
 
 def _member(annotation: Any, data: Any) -> Any:
@@ -412,7 +347,7 @@ def _member(annotation: Any, data: Any) -> Any:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (types.UnionType, typing.Union):
         for member in get_args(annotation):
-            field = member.model_fields.get("source") if isinstance(member, type) else None
+            field = member.model_fields.get("source") if _is_model(member) else None
             if field is not None and isinstance(data, dict) and data.get("source") in get_args(field.annotation):
                 return member
         return get_args(annotation)[0]

@@ -216,9 +216,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         parts += [
             f"## {device['device']} ({device['mode']})",
             "",
-            f"{facts.get('cpu_model')}, {facts.get('usable_cores') or facts.get('cores')} cores, "
-            f"{facts.get('os')}, Python {facts.get('python')}, governor {facts.get('governor') or 'unknown'}, load "
-            f"{_load(device['load_average_before'])} before and {_load(device['load_average_after'])} after.",
+            (
+                f"{facts.get('cpu_model')}, {facts.get('usable_cores') or facts.get('cores')} cores, "
+                f"{facts.get('os')}, Python {facts.get('python')}, governor {facts.get('governor') or 'unknown'}, load "
+                f"{_load(device['load_average_before'])} before and {_load(device['load_average_after'])} after."
+            ),
             "",
             *_markdown_table(TABLE_COLUMNS, table_rows(report, device["device"])),
             "",

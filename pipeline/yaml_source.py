@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,16 @@ def parse_scalar(text: str) -> Any:
         raise RecipeError(str(error)) from error
 
 
+def shown(value: Any) -> str:
+    """Returns a value for a message, cut where it is long."""
+    return shortened(json.dumps(value))
+
+
+def shortened(text: str) -> str:
+    """Returns a text for a message, cut where it is long."""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 class _NotPlainError(ValueError):
     """A value that is no mapping, list, text, number, true, false or null."""
 
@@ -126,6 +137,10 @@ def _plain(value: Any, path: KeyPath, places: dict[KeyPath, str]) -> Any:
             for index in range(len(value)):
                 places[*path, index] = f"line {value.lc.item(index)[0] + 1}"
         return [_plain(item, (*path, index), places) for index, item in enumerate(value)]
+    return _plain_scalar(value, path)
+
+
+def _plain_scalar(value: Any, path: KeyPath) -> Any:
     # The round-trip parser's numbers and texts are subclasses that remember how they were written.
     for kind in (bool, int, float, str):
         if isinstance(value, kind):

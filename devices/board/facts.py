@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from importlib import metadata
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 CPU_FEATURES = (
     # x86
@@ -70,6 +71,7 @@ _ARM_PARTS = {
     ("0x41", "0xd4f"): "Neoverse-V2",
 }
 
+_BUSY_SAMPLE_S = 0.33
 _CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
 
 
@@ -88,6 +90,7 @@ def collect() -> Dict[str, Any]:
         "frequency_mhz": parse_frequency_mhz(cpuinfo, _read(_CPU + "/scaling_cur_freq")),
         "memory_mb": parse_memory_mb(_read("/proc/meminfo"), "MemTotal"),
         "available_memory_mb": parse_memory_mb(_read("/proc/meminfo"), "MemAvailable"),
+        "cpu_busy_share": _busy_share(),
         "load_average": parse_load_average(_read("/proc/loadavg")),
         "throttle_count": _throttle_count(),
         "kernel": platform.release(),
@@ -139,6 +142,15 @@ def parse_load_average(loadavg: str) -> Optional[List[float]]:
     return [float(field) for field in fields[:3]] if len(fields) >= 3 else None
 
 
+def parse_cpu_times(stat: str) -> Optional[Tuple[int, int]]:
+    """(busy, all) time of all cores together from `/proc/stat`, in the kernel's ticks; None where it has no such line."""
+    match = re.search(r"^cpu +([\d ]+)$", stat, re.MULTILINE)
+    times = [int(field) for field in match.group(1).split()[:8]] if match else []
+    if len(times) < 5:
+        return None
+    return sum(times) - times[3] - times[4], sum(times)  # without idle and waiting for a disk
+
+
 def parse_os_name(os_release: str) -> Optional[str]:
     """PRETTY_NAME of /etc/os-release."""
     match = re.search(r'^PRETTY_NAME="?([^"\n]+)"?$', os_release, re.MULTILINE)
@@ -154,6 +166,19 @@ def installed_runtimes() -> Dict[str, Dict[str, str]]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _busy_share() -> Optional[float]:
+    """Share of all cores' time that was spent on something during a third of a second, 0..1.
+
+    Unlike the load average it does not remember what ended a minute ago.
+    """
+    before = parse_cpu_times(_read("/proc/stat"))
+    time.sleep(_BUSY_SAMPLE_S)
+    after = parse_cpu_times(_read("/proc/stat"))
+    if before is None or after is None or after[1] <= before[1]:
+        return None
+    return round((after[0] - before[0]) / (after[1] - before[1]), 3)
 
 
 def _usable_cores() -> Optional[int]:

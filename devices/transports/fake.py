@@ -128,6 +128,7 @@ class FakeAgent:
             "frequency_mhz": None,
             "memory_mb": self._profile.memory_mb,
             "available_memory_mb": self._profile.memory_mb,
+            "cpu_busy_share": 0.0,
             "load_average": [0.0, 0.0, 0.0],
             "throttle_count": None,
             "kernel": None,

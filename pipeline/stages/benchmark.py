@@ -89,7 +89,7 @@ class BenchmarkStage(Stage):
         result = benchmark(self.profile, cases, self.benchmark.settings(), tell=tell).model_dump(mode="json")
         for case, measured in zip(cases, result["cases"], strict=True):
             if measured["error"] is None:
-                measured |= self._accuracy(case, inputs["data"], out_dir, tell)
+                measured.update(self._accuracy(case, inputs["data"], out_dir, tell))
         (out_dir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return {
             "device": self.profile.name,

@@ -47,8 +47,10 @@ def inspect_model(path: Path) -> GraphSummary:
     target = TARGETS[target_of(path)]
     try:
         return target.inspect(path)
-    except ModelFileError:
-        raise
+    except ModelFileError as error:
+        if str(path) in error.message:
+            raise
+        raise ModelFileError(f"{path} can't be used: {error.message}", details=error.details) from error
     except Exception as error:
         raise ModelFileError(
             f"{path} can't be read as a {target.format_name} file: {type(error).__name__}: {error}. "

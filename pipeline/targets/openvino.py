@@ -84,7 +84,9 @@ def _check_weights(path: Path, root: ET.Element) -> None:
     needed = max((int(data.get("offset", "0")) + int(data.get("size", "0")) for data in constants), default=0)
     weights = path.with_suffix(".bin")
     if weights.stat().st_size < needed:
-        raise ModelFileError(f"{weights} has {weights.stat().st_size} bytes, but {path} takes constants up to {needed}.")
+        raise ModelFileError(
+            f"{weights} has {weights.stat().st_size} bytes, but {path} takes constants up to {needed}."
+        )
 
 
 def _to_int8(model: Any, calibration: Calibration) -> Any:

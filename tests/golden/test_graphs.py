@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-GOLDEN = Path(__file__).parent / "graphs.json"
+GOLDEN = Path(__file__).parent / "data" / "graphs.json"
 STRUCTURE = ("format", "precision", "inputs", "outputs", "operations", "tensor_types", "float_operations")
 
 

@@ -41,6 +41,15 @@ from pipeline.cli import main
 main()
 """
 
+HERE_PROFILE = """\
+name: here
+description: This machine with the fake runtime.
+runtimes: {fake: ""}
+preference: [fake]
+transport: {kind: local}
+latency_label: measured
+"""
+
 FOLDER_RECIPE = """\
 name: folder
 data: {source: image_folder, path: images, size: [8, 8]}
@@ -89,10 +98,12 @@ RECIPES = (
     Bad("missing-recipe", ("run", "nowhere.yaml"), ("nowhere.yaml",)),
     Bad("recipe-is-a-directory", ("run", "."), (".",)),
     Bad("missing-data", ("run", "tiny.yaml", "--set", "data.path=gone.npz"), ("gone.npz",)),
-    Bad("wrong-key", ("run", "x.yaml"), ("x.yaml:3", "modle", "Did you mean model"),
+    Bad("wrong-key", ("run", "x.yaml"), ("x.yaml, line 3", "modle", "Did you mean model"),
         files={"x.yaml": "name: x\ndata: {source: digits, size: [8, 8]}\nmodle: {name: fake}\n"}),
-    Bad("wrong-type", ("run", "tiny.yaml", "--set", "benchmark.min_count=many"), ("--set", "benchmark.min_count", "many")),
-    Bad("unknown-network", ("run", "tiny.yaml", "--set", "model.name=mobilenet_v22"), ("mobilenet_v22", "mobilenet_v2")),
+    Bad("wrong-type", ("run", "tiny.yaml", "--set", "benchmark.min_count=many"),
+        ("--set", "benchmark.min_count", "many")),
+    Bad("unknown-network", ("run", "tiny.yaml", "--set", "model.name=mobilenet_v22"),
+        ("mobilenet_v22", "mobilenet_v2")),
     Bad("broken-yaml", ("run", "x.yaml"), ("x.yaml", "YAML"), files={"x.yaml": "name: [x\ndata: }\n"}),
     Bad("empty-recipe", ("run", "x.yaml"), ("x.yaml",), files={"x.yaml": ""}),
     Bad("binary-recipe", ("run", "tiny.npz"), ("tiny.npz",)),
@@ -210,10 +221,11 @@ def test_a_store_without_write_permission(workplace: Any, public: Path) -> None:
     assert_one_message(outcome, 2, "No permission to write", str(public / "store"), "--store")
 
 
-def test_a_run_directory_without_write_permission(workplace: Any, finished: Any, public: Path) -> None:
-    outcome = workplace.python("import os\nos.chdir('/')\n" + AS_NOBODY, "store", "ls", "--store", public / "store")
+@pytest.mark.parametrize("command", ["ls", "gc"])
+def test_a_store_to_look_at_without_write_permission(workplace: Any, public: Path, command: str) -> None:
+    outcome = workplace.python(AS_NOBODY, "store", command, "--store", public / "store")
 
-    assert_one_message(outcome, 2, "No permission to write")
+    assert_one_message(outcome, 2, "No permission to write", str(public / "store"))
 
 
 def test_a_corrupt_artifact(finished: Any) -> None:
@@ -233,7 +245,7 @@ def test_a_gate_that_fails_names_artifact_value_and_limit(finished: Any) -> None
         np.savez(finished.directory / "tiny.npz", images=images, labels=arrays["labels"])
     shutil.rmtree(finished.runs)
 
-    outcome = finished.edgeship("run", "tiny.yaml", "--json", "--set", "gates.parity.int8.min_snr_db=200")
+    outcome = finished.edgeship("run", "tiny.yaml", "--json", "--set", "gates.int8.min_snr_db=200")
 
     assert outcome.code == 1, outcome.stderr
     assert "Traceback" not in outcome.stderr
@@ -330,18 +342,28 @@ class Fault:
     ids=lambda fault: fault.behaviour,
 )
 def test_a_model_that_harms_the_runtime(workplace: Any, fault: Fault, device: str) -> None:
-    (workplace.directory / "here.yaml").write_text(
-        "extends: local\nname: here\nruntimes: {fake: ''}\npreference: [fake]\n"
-    )
+    (workplace.directory / "here.yaml").write_text(HERE_PROFILE)
     write_fake_model(workplace.directory / "model.fake", fault.behaviour)
     write_fake_model(workplace.directory / "good.fake", "ok")
 
     outcome = workplace.edgeship(*FAKE_BENCH, device, "good.fake", "--json")
 
     assert_one_message(outcome, fault.code, fault.says, "model.fake")
-    bad, good = outcome.json()["cases"]
+    cases = {case["id"]: case for case in outcome.json()["cases"]}
+    bad, good = cases["model.fake"], cases["good.fake"]
     assert bad["latency_ms"] is None
     assert good["latency_ms"]["count"] >= 10
+
+
+def test_details_are_shown_on_request(workplace: Any) -> None:
+    (workplace.directory / "here.yaml").write_text(HERE_PROFILE)
+    write_fake_model(workplace.directory / "model.fake", "reject")
+
+    outcome = workplace.edgeship(*FAKE_BENCH, "./here.yaml", "--json", "--debug")
+
+    assert outcome.code == 2
+    assert "Traceback" in outcome.stderr
+    assert "Traceback" not in outcome.stdout
 
 
 def tflite(content: bytes) -> bytes:
@@ -394,7 +416,9 @@ def test_a_corrupt_model_file(workplace: Any, name: str) -> None:
     assert outcome.stdout == "[2, 2, 2]\n", outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert "Unexpected" not in outcome.stderr
-    assert outcome.stderr.count("Error:") == outcome.stderr.count(f"{name} can't be read as a") == 3
+    messages = [line for line in outcome.stderr.splitlines() if line.startswith("Error:")]
+    assert len(messages) == 3
+    assert all(name in message for message in messages)
     assert workplace.artifacts() == []
 
 

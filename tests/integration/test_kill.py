@@ -24,6 +24,15 @@ from pipeline.store_maintenance import collect
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("data", "train", "calibrate", "export", "verify", "benchmark", "select")
 
+HERE_PROFILE = """\
+name: here
+description: This machine with the fake runtime.
+runtimes: {fake: ""}
+preference: [fake]
+transport: {kind: local}
+latency_label: measured
+"""
+
 # Runs the command line with one of its functions replaced: at its n-th call it says so and waits for the end.
 STOPPING = """
 import os, sys, time
@@ -270,11 +279,9 @@ def test_the_run_is_killed_while_an_agent_is_at_work(
     method = {"verify": "predict", "benchmark": "measure"}[stage]
     marker = finished.directory / "at-work"
     add_hook(finished, SLOW_AGENT.replace("MARKER", str(marker)).replace("METHOD", method))
-    (finished.directory / "mine.yaml").write_text(
-        "extends: local\nname: mine\nruntimes: {fake: ''}\npreference: [fake]\nlatency_label: measured\n"
-    )
+    (finished.directory / "here.yaml").write_text(HERE_PROFILE)
     forget_from(finished, stage)
-    device = ["--device", "./mine.yaml"] if stage == "benchmark" else []
+    device = ["--device", "./here.yaml"] if stage == "benchmark" else []
     process = finished.start(finished.command("run", "tiny.yaml", *device), env=hooked(finished, mark))
     assert wait_until(marker.exists)
     assert any("devices.board" in command for command in processes_with(mark).values())

@@ -127,6 +127,13 @@ def test_load_average() -> None:
     assert facts.parse_load_average("") is None
 
 
+def test_cpu_times() -> None:
+    stat = "cpu  100 1 20 700 30 2 3 4 50 6\ncpu0 50 1 10 350 15 1 1 2 25 3\nintr 5\n"
+    assert facts.parse_cpu_times(stat) == (130, 860)
+    assert facts.parse_cpu_times("cpu  1 2\n") is None
+    assert facts.parse_cpu_times("") is None
+
+
 def test_os_name() -> None:
     text = 'NAME="Debian GNU/Linux"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\n'
     assert facts.parse_os_name(text) == "Debian GNU/Linux 12 (bookworm)"

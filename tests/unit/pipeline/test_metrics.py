@@ -104,7 +104,7 @@ def test_wilson_interval_refuses(correct: int, count: int) -> None:
 def test_calibration_error_by_hand() -> None:
     # Of 15 bins, 0.9 lies in the one from 0.867 to 0.933, 0.6 in the one from 0.6 to 0.667.
     logits = np.array([with_confidence(0.9)] * 4 + [with_confidence(0.61)] * 6)
-    labels = np.array([0, 0, 0, 1] + [0, 0, 0, 1, 1, 1])
+    labels = np.array([0, 0, 0, 1, 0, 0, 0, 1, 1, 1])
     expected = 0.4 * abs(0.75 - 0.9) + 0.6 * abs(0.5 - 0.61)
     assert expected_calibration_error(logits, labels) == pytest.approx(expected)
 

@@ -48,6 +48,9 @@ def test_options_are_those_that_were_given() -> None:
     }
 
 
+slow = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
     """A saved network, images, and its logits."""
@@ -62,6 +65,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, 
     return folder, images, predict_logits(network, images)
 
 
+@slow
 def test_a_saved_network_loads_with_the_same_logits(stored: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, images, logits = stored
     network = load_network(folder)
@@ -71,6 +75,7 @@ def test_a_saved_network_loads_with_the_same_logits(stored: tuple[Path, np.ndarr
     np.testing.assert_allclose(predict_logits(network, images[-2:]), logits[-2:], atol=1e-5)
 
 
+@slow
 def test_the_optimizer_is_not_saved(stored: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     import keras
 
@@ -81,6 +86,7 @@ def test_the_optimizer_is_not_saved(stored: tuple[Path, np.ndarray, np.ndarray],
     assert (tmp_path / WEIGHTS_FILE).stat().st_size == (stored[0] / WEIGHTS_FILE).stat().st_size
 
 
+@slow
 def test_saving_replaces_a_read_only_file(stored: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     network = load_network(stored[0])
     for _ in range(2):
@@ -89,6 +95,8 @@ def test_saving_replaces_a_read_only_file(stored: tuple[Path, np.ndarray, np.nda
             path.chmod(0o444)
 
 
+@slow
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
 @pytest.mark.parametrize("damage", ["truncated", "rubbish", "another network"])
 def test_weights_that_do_not_fit(stored: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, damage: str) -> None:
     for path in stored[0].iterdir():

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import MAX_MATRIX, Recipe, load_recipes, recipe_schema
+from pipeline.recipe import Recipe, load_recipes, recipe_schema
+from pipeline.recipe_matrix import MAX_MATRIX
 
 SHIPPED = sorted((Path(__file__).parents[3] / "models" / "recipes").glob("*.yaml"))
 
@@ -64,11 +65,11 @@ UNKNOWN_KEYS = [
         BASE + "train:\n  augmentation:\n    shfit: 0.1\n",
         ["line 10", "train.augmentation.shfit", "Did you mean shift?"],
     ),
+    Refused("calibrate", BASE + "calibrate:\n  temperatur: true\n", ["line 9", "calibrate.temperatur", "temperature?"]),
     Refused(
-        "calibrate", BASE + "calibrate:\n  temperatur: true\n", ["line 9", "calibrate.temperatur", "temperature?"]
-    ),
-    Refused(
-        "quantization", BASE + "quantization:\n  calibration_image: 64\n", ["line 9", "Did you mean calibration_images?"]
+        "quantization",
+        BASE + "quantization:\n  calibration_image: 64\n",
+        ["line 9", "Did you mean calibration_images?"],
     ),
     Refused("export", BASE + "export:\n  target: [litert]\n", ["line 9", "Did you mean targets?"]),
     Refused("benchmark", BASE + "benchmark:\n  min_cout: 10\n", ["line 9", "Did you mean min_count?"]),
@@ -138,7 +139,9 @@ COMBINATIONS = [
     ),
     Refused("fake network, option", FAKE.replace("fake\n", "fake\n  dropout: 0.1\n", 1), ["line 7: dropout belongs"]),
     Refused("image size", BASE.replace("[32, 32]", "[32, 31]"), ["line 4: data.size is [32, 31]", "at least 32"]),
-    Refused("target twice", BASE + "export:\n  targets: [litert, litert]\n", ["line 9: export.targets names one twice"]),
+    Refused(
+        "target twice", BASE + "export:\n  targets: [litert, litert]\n", ["line 9: export.targets names one twice"]
+    ),
     Refused("precision twice", BASE + "export:\n  precisions: [int8, int8]\n", ["export.precisions names one twice"]),
     Refused("device twice", BASE + "devices: [local, local]\n", ["line 8: devices names one twice"]),
     Refused("device twice, fake", FAKE + "devices: [fake, fake]\n", ["devices names one twice"]),

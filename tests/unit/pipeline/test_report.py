@@ -91,7 +91,7 @@ def whole(*, until: str = "report", int8_accuracy: float = 0.95) -> RunResult:
     ]
     cases = [measured("fake/float32", 2.0), measured("fake/int8", 1.0)]
     benchmark = {
-        "device": "fake", "mode": "simulated", "facts": {"cpu_model": "A | B", "cores": 4, "os": "Linux", "python": "3"},
+        "device": "fake", "mode": "simulated", "facts": {"cpu_model": "A | B", "cores": 4, "os": "L", "python": "3"},
         "load_average_before": [0.5, 0.4, 0.3], "load_average_after": None, "warnings": ["busy"], "cases": cases,
     }  # fmt: skip
     steps.append(("benchmark/fake", benchmark))

@@ -122,8 +122,9 @@ def renamed(suffix: str, order: int) -> Any:
     """The same graph, its names and the order of its constants changed."""
     from onnx import helper
 
+    name = f"StatefulPartitionedCall/net/add__{suffix}"
     nodes = [
-        helper.make_node("Add", ["image", f"c__{suffix}"], [f"a__{suffix}"], f"StatefulPartitionedCall/net/add__{suffix}"),
+        helper.make_node("Add", ["image", f"c__{suffix}"], [f"a__{suffix}"], name),
         helper.make_node("MatMul", [f"a__{suffix}", f"w__{suffix}"], ["logits"], f"MatMul__{suffix}"),
     ]  # fmt: skip
     constants = [constant(f"c__{suffix}", [1.0], np.float32), constant(f"w__{suffix}", np.eye(4), np.float32)]

@@ -1,0 +1,127 @@
+"""The folded temperature, the calibration set, the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.metrics import negative_log_likelihood
+from pipeline.network import predict_logits
+from pipeline.stages.calibrate import (
+    MIN_PARITY_IMAGES,
+    CalibrateConfig,
+    CalibrateStage,
+    QuantizationConfig,
+    write_calibration_set,
+    write_reference,
+)
+
+
+class Linear:
+    """As much of a Keras model as calibration touches: one layer `logits`."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.weights = [rng.normal(size=(12, 3)).astype(np.float32), rng.normal(size=3).astype(np.float32)]
+
+    def predict_on_batch(self, images: Any) -> Any:
+        return images.reshape(len(images), -1).astype(np.float32) / 255 @ self.weights[0] + self.weights[1]
+
+    def get_layer(self, name: str) -> Linear:
+        assert name == "logits"
+        return self
+
+    def get_weights(self) -> list[Any]:
+        return self.weights
+
+    def set_weights(self, weights: list[Any]) -> None:
+        assert all(weight.dtype == np.float32 for weight in weights)
+        self.weights = weights
+
+
+def make_data(folder: Path, *, train: int = 90, validation: int = 60, test: int = 130) -> Path:
+    rng = np.random.default_rng(1)
+    records = []
+    for split, count in (("train", train), ("validation", validation), ("test", test)):
+        np.save(folder / f"{split}_images.npy", rng.integers(0, 256, (count, 2, 2, 3), dtype=np.uint8))
+        np.save(folder / f"{split}_labels.npy", np.arange(count) % 3)
+        records += [
+            {"split": split, "row": row, "name": f"{split}/{row}", "digest": f"d-{split}-{row}"} for row in range(count)
+        ]
+    (folder / "index.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[::-1]))
+    return folder
+
+
+def stage(**calibrate: Any) -> CalibrateStage:
+    return CalibrateStage(calibrate=CalibrateConfig(**calibrate), quantization=QuantizationConfig())
+
+
+def test_folding_scales_the_logits_and_keeps_the_class(tmp_path: Path) -> None:
+    data, model = make_data(tmp_path), Linear()
+    images, labels = np.load(data / "validation_images.npy"), np.load(data / "validation_labels.npy")
+    before = predict_logits(model, images)
+    metrics = stage()._fold_temperature(model, data, lambda _: None)
+    after = predict_logits(model, images)
+    assert metrics["temperature"] != 1
+    np.testing.assert_allclose(after * metrics["temperature"], before, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(after.argmax(axis=1), before.argmax(axis=1))
+    assert negative_log_likelihood(after, labels) <= negative_log_likelihood(before, labels)
+    for split in ("validation", "test"):
+        assert set(metrics[split]["before"]) == {"ece", "nll", "brier", "accuracy"}
+        assert metrics[split]["before"]["accuracy"] == metrics[split]["after"]["accuracy"]
+    assert metrics["validation"]["after"]["nll"] == pytest.approx(negative_log_likelihood(after, labels), rel=1e-5)
+
+
+def test_without_temperature_the_weights_stay(tmp_path: Path) -> None:
+    model = Linear()
+    weights = model.weights
+    assert stage(temperature=False)._fold_temperature(model, make_data(tmp_path), lambda _: None)["temperature"] == 1
+    assert model.weights is weights
+
+
+def test_the_calibration_set_is_listed_with_names_and_digests(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    listed = write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=3))
+    assert listed["count"] == 64
+    assert listed["rows"] == sorted(set(listed["rows"]))
+    assert listed["names"] == [f"train/{row}" for row in listed["rows"]]
+    assert listed["digests"] == [f"d-train-{row}" for row in listed["rows"]]
+    images = np.load(tmp_path / "calibration_images.npy")
+    np.testing.assert_array_equal(images, np.load(data / "train_images.npy")[listed["rows"]])
+    assert write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=3)) == listed
+    assert write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=4)) != listed
+
+
+def test_too_few_training_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="100 images from 90"):
+        write_calibration_set(make_data(tmp_path), tmp_path, QuantizationConfig(calibration_images=100))
+
+
+def logits_of(images: Any) -> Any:
+    return np.asarray(images).reshape(len(images), -1).astype(np.float32)
+
+
+def test_the_reference_is_the_test_split(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    assert write_reference(data, tmp_path, logits_of) == {"reference_images": 130, "test_images": 130}
+    np.testing.assert_array_equal(np.load(tmp_path / "reference_images.npy"), np.load(data / "test_images.npy"))
+
+
+def test_a_small_test_split_is_topped_up_from_validation(tmp_path: Path) -> None:
+    data = make_data(tmp_path, test=100)
+    assert write_reference(data, tmp_path, logits_of) == {"reference_images": MIN_PARITY_IMAGES, "test_images": 100}
+    images = np.load(tmp_path / "reference_images.npy")
+    np.testing.assert_array_equal(images[:100], np.load(data / "test_images.npy"))
+    np.testing.assert_array_equal(images[100:], np.load(data / "validation_images.npy")[:28])
+    assert len(np.load(tmp_path / "reference_labels.npy")) == 100
+    assert len(np.load(tmp_path / "reference_logits.npy")) == MIN_PARITY_IMAGES
+
+
+def test_too_few_images_to_verify_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs at least 128"):
+        write_reference(make_data(tmp_path, test=60, validation=67), tmp_path, logits_of)
