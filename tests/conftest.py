@@ -155,6 +155,7 @@ import keras
 import numpy as np
 from pipeline.network import ModelConfig, build_network, save_network
 from pipeline.stages.export import ExportStage
+from pipeline.saved_model import write_saved_model
 
 out, variants = Path(sys.argv[1]), sys.argv[2] == "variants"
 source = out / "calibrate"
@@ -169,6 +170,7 @@ for weight in network.weights:
     elif weight.name in ("beta", "moving_mean"):
         weight.assign(rng.normal(0, 0.2, weight.shape))
 save_network(network, source, config=config, classes=list("abcd"))
+write_saved_model(network, source)
 np.save(source / "calibration_images.npy", rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
 for target in ("litert", "onnxruntime", "openvino"):
     for precision in ("float32", "float16", "int8"):
@@ -182,9 +184,8 @@ if variants:
     import openvino as ov
     import tensorflow as tf
     from onnxruntime.quantization import quantize_dynamic
-    from pipeline.stages.export import _keras_network
 
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(_keras_network(source, out / "litert").saved_model()))
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(source / "saved_model"))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     (out / "dynamic.tflite").write_bytes(converter.convert())
     quantize_dynamic(out / "onnxruntime/float32/model.onnx", out / "dynamic.onnx", op_types_to_quantize=["MatMul"])
@@ -219,7 +220,7 @@ def make_exports(directory: Path, *, variants: bool) -> Exports:
         env={**child_environment("tensorflow"), "HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return Exports(directory / "out", home)

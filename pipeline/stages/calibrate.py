@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 from pipeline.metrics import calibration_summary, fit_temperature
 from pipeline.network import ModelConfig, load_network, predict_logits, save_network
 from pipeline.quantization.calibration_set import draw_calibration_set
+from pipeline.saved_model import write_saved_model
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.training.config import Backend
 
@@ -72,6 +73,8 @@ class CalibrateStage(Stage):
             config=ModelConfig.model_validate(description["model"]),
             classes=description["classes"],
         )
+        tell({"message": "writing the network in the form that targets convert from"})
+        write_saved_model(model, out_dir)
         tell({"message": "recording the reference on the test split"})
         metrics["test"] |= write_reference(data, out_dir, lambda images: predict_logits(model, images))
         metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization)

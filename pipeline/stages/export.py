@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 from pydantic import model_validator
 
 from pipeline.errors import StageError
+from pipeline.saved_model import StoredNetwork
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import TARGETS
-from pipeline.targets.base import Calibration, ExportableNetwork
-from pipeline.targets.saved_model import KerasExportable
+from pipeline.targets.base import Calibration
 
 TargetName = Literal["litert", "onnxruntime", "openvino", "fake"]
 Precision = Literal["float32", "float16", "int8"]
@@ -75,8 +74,7 @@ class ExportStage(Stage):
         source = inputs["calibrate"]
         tell({"message": f"{self.target} {self.precision}"})
         images = np.load(source / "calibration_images.npy")
-        network = _exportable(self.target, source, out_dir.parent)
-        path = target.export(network, self.precision, Calibration(images, self.reduce_range), out_dir)
+        path = target.export(StoredNetwork(source), self.precision, Calibration(images, self.reduce_range), out_dir)
         summary = target.inspect(path)
         if summary.precision != self.precision:
             raise StageError(
@@ -98,23 +96,3 @@ class ExportStage(Stage):
             metrics["calibration_images"] = len(images)
             metrics["reduce_range"] = self.reduce_range
         return metrics
-
-
-class _StoredNetwork:
-    """A network for a target that reads the artifact itself."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def saved_model(self) -> Path:
-        raise StageError("The fake network has no SavedModel; export it to the fake target.")
-
-
-@functools.lru_cache(maxsize=1)
-def _keras_network(directory: Path, scratch: Path) -> ExportableNetwork:
-    return KerasExportable(directory, scratch)
-
-
-def _exportable(target: str, directory: Path, scratch: Path) -> ExportableNetwork:
-    """Returns the network; the same object for all exports of one process, so that it is built once."""
-    return _StoredNetwork(directory) if target == "fake" else _keras_network(directory, scratch)

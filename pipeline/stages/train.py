@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -173,13 +173,15 @@ def make_optimizer(config: TrainConfig, *, steps_per_epoch: int) -> keras.optimi
 
 
 def _train_on(model: keras.Model, batches: Any, progress: _Progress, epoch: int) -> tuple[float, float]:
-    """Runs one epoch of steps and returns its mean loss and accuracy."""
-    model.reset_metrics()
-    result: dict[str, float] = {}
+    """Runs one epoch of steps and returns its mean loss and accuracy; all batches have the same size."""
+    losses: list[float] = []
+    accuracies: list[float] = []
     for step, (images, targets) in enumerate(batches):
         result = model.train_on_batch(images, targets, return_dict=True)
-        progress.step_done(epoch, step, result)
-    return float(result["loss"]), float(result["accuracy"])
+        losses.append(float(result["loss"]))
+        accuracies.append(float(result["accuracy"]))
+        progress.step_done(epoch, step, losses, accuracies)
+    return sum(losses) / len(losses), sum(accuracies) / len(accuracies)
 
 
 class _Progress:
@@ -191,7 +193,7 @@ class _Progress:
         self._last = time.monotonic()
         self._steps_seen = 0
 
-    def step_done(self, epoch: int, step: int, result: Mapping[str, float]) -> None:
+    def step_done(self, epoch: int, step: int, losses: Sequence[float], accuracies: Sequence[float]) -> None:
         now = time.monotonic()
         if self._started is None:
             # The first step traces the network, which says nothing about the time of the others.
@@ -208,8 +210,8 @@ class _Progress:
                 "epochs": self._epochs,
                 "done": epoch * self._steps + step + 1,
                 "total": self._epochs * self._steps,
-                "loss": float(result["loss"]),
-                "accuracy": float(result["accuracy"]),
+                "loss": sum(losses) / len(losses),
+                "accuracy": sum(accuracies) / len(accuracies),
                 "left_s": left * (now - self._started) / self._steps_seen,
             }
         )

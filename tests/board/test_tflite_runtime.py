@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from devices.measurement import BenchmarkSettings, Case, benchmark, predict
 from devices.profile import DeviceProfile, load_profile
-
 from pipeline.network import ModelConfig, build_network, save_network
+from pipeline.saved_model import StoredNetwork, write_saved_model
 from pipeline.targets.base import Calibration
 from pipeline.targets.litert import LiteRTTarget
-from pipeline.targets.saved_model import KerasExportable
 
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -38,14 +38,13 @@ def images() -> np.ndarray:
 def models_by_precision(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("network")
     config = ModelConfig(name="mobilenet_v2", width=0.35)
-    save_network(
-        build_network(config, (32, 32, 3), 10), directory, config=config, classes=[str(label) for label in range(10)]
-    )
-    network = KerasExportable(directory, directory)
+    model = build_network(config, (32, 32, 3), 10)
+    save_network(model, directory, config=config, classes=[str(label) for label in range(10)])
+    write_saved_model(model, directory)
     exported = {}
     for precision in PRECISIONS:
         out_dir = tmp_path_factory.mktemp(precision)
-        exported[precision] = LiteRTTarget().export(network, precision, Calibration(images), out_dir)
+        exported[precision] = LiteRTTarget().export(StoredNetwork(directory), precision, Calibration(images), out_dir)
     return exported
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 GOLDEN = Path(__file__).parent / "data" / "graphs.json"
 STRUCTURE = ("format", "precision", "inputs", "outputs", "operations", "tensor_types", "float_operations")

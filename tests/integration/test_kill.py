@@ -73,7 +73,7 @@ main()
 SLOW_CHILD = """
 import sys
 if sys.orig_argv[-2:] == ["-m", "pipeline.child"]:
-    import time
+    import ctypes
     import devices.board.jsonlines as jsonlines
     real_serve = jsonlines.serve
 
@@ -83,7 +83,7 @@ if sys.orig_argv[-2:] == ["-m", "pipeline.child"]:
                 with open(params["out_dir"] + "/half", "w") as stream:
                     stream.write("half of it")
                 emit_event({"warning": "AT WORK"})
-                time.sleep(60)
+                ctypes.PyDLL(None).sleep(60)  # as native code does, it keeps the interpreter's lock
             return handlers["run"](params, emit_event)
 
         real_serve({"run": slow})

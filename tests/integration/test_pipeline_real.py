@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -43,7 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     (folder / "stdout.json").write_text(done.stdout)

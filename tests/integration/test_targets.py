@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import ModelFileError
 from pipeline.targets import TARGETS, inspect_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TARGET_NAMES = ("litert", "onnxruntime", "openvino")
 PRECISION_NAMES = ("float32", "float16", "int8")

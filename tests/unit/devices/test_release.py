@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from devices import release
 from devices.errors import DeviceError
 from devices.release import install, release_digest, rollback, status

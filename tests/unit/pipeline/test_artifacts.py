@@ -225,6 +225,7 @@ DAMAGES = (
 def test_a_changed_artifact_is_refused_moved_away_and_made_anew(store: ArtifactStore, damage: Damage) -> None:
     directory = publish(store).directory
     damage.apply(directory)
+    os.utime(directory, (1, 1))
 
     with pytest.raises(CorruptArtifactError) as caught:
         get(store)

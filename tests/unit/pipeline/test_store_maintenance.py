@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.store_maintenance
 from pipeline.artifacts import ArtifactStore, Manifest
 from pipeline.store_maintenance import Leftover, artifact_size, collect, register_root, used_keys
 from pipeline.store_pins import pinned_keys
@@ -181,6 +182,21 @@ def test_an_artifact_that_a_living_process_took_is_left_alone(directory: Path) -
 
     assert names(clean(directory)) == [("unused train", UNUSED)]
     assert [path.suffix for path in (directory / "roots").iterdir()] == [".json"]
+
+
+def test_an_artifact_that_is_taken_after_the_first_look_is_left_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtifactStore(directory)
+
+    def taken_meanwhile(path: Path) -> int:
+        store.get("train", path.name)
+        return 1
+
+    monkeypatch.setattr(pipeline.store_maintenance, "size_of", taken_meanwhile)
+
+    assert clean(directory) == []
+    assert store.get("train", UNUSED) is not None
 
 
 def test_a_store_that_is_closed_lets_its_artifacts_go(directory: Path) -> None:
