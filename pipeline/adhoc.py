@@ -13,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from devices.measurement import BenchmarkSettings, Case, benchmark, predict
 from devices.profile import DeviceProfile
-from pipeline.artifacts import MANIFEST, Artifact, ArtifactStore, read_manifest
+from pipeline.artifacts import ArtifactStore
 from pipeline.errors import CorruptArtifactError, InputError
+from pipeline.manifest import MANIFEST, Artifact, read_manifest
 from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
 from pipeline.runner import make_artifact
 from pipeline.sources import DataConfig

@@ -18,180 +18,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pipeline.errors import CorruptArtifactError, StoreError
-from pipeline.keys import canonical_json
+from pipeline.manifest import MANIFEST, Artifact, FileRecord, Manifest, check_manifest, read_manifest, sha256_of
+from pipeline.stages.base import RESUME
+from pipeline.store_errors import store_error, store_errors
 from pipeline.store_pins import Pins
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 _EXISTS = frozenset({errno.EEXIST, errno.ENOTEMPTY})
-_NO_SPACE = ("No space left on device", "Disk quota exceeded")
-RESUME = ".resume"
-"""Directory of a workspace that holds what a resumable stage needs after a kill; it is not published."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of an artifact: relative path, SHA-256 and size in bytes."""
-
-    path: str
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What `manifest.json` of an artifact holds.
-
-    Attributes:
-        stage: Name of the stage that made it.
-        key: Its key (`pipeline.keys.artifact_key`).
-        config: The stage's config.
-        inputs: Keys of the artifacts it was made from, by role.
-        code: Digest of the code that made it.
-        tools: Versions of the distributions that made it.
-        fingerprint: Digest of what was read from outside the store.
-        files: Its files, sorted by path; the manifest itself is not among them.
-        metrics: What the stage measured.
-        wall_time_s: How long the stage took.
-        created: When it was published, UTC, ISO 8601.
-        digest: SHA-256 of all of the above, so that a changed manifest is told from the published one.
-    """
-
-    stage: str
-    key: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    code: str
-    tools: dict[str, str]
-    fingerprint: str
-    metrics: dict[str, Any]
-    wall_time_s: float
-    created: str = ""
-    files: list[FileRecord] = field(default_factory=list)
-    schema_version: int = SCHEMA_VERSION
-    digest: str = ""
-
-    def computed_digest(self) -> str:
-        """Returns what `digest` must be."""
-        fields = {name: value for name, value in asdict(self).items() if name != "digest"}
-        return hashlib.sha256(canonical_json(json.loads(json.dumps(fields))).encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """Returns the text of `manifest.json`."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A published artifact."""
-
-    directory: Path
-    manifest: Manifest
-
-    def file(self, name: str) -> Path:
-        """Returns the path of one of its files."""
-        return self.directory / name
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """SHA-256 by relative path."""
-        return {record.path: record.sha256 for record in self.manifest.files}
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """Reads the manifest of an artifact.
-
-    Raises:
-        CorruptArtifactError: It is missing, is no JSON, or was written by another schema version.
-    """
-    path = directory / MANIFEST
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version = fields.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise CorruptArtifactError(f"{path} has schema version {version}; this Edgeship reads {SCHEMA_VERSION}.")
-        files = [FileRecord(**record) for record in fields.pop("files")]
-        return Manifest(**fields, files=files)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CorruptArtifactError(f"{path} is no manifest of an artifact: {error}.") from error
-
-
-def check_manifest(manifest: Manifest, *, stage: str, key: str) -> None:
-    """Checks that a manifest is the published one of an artifact.
-
-    Raises:
-        CorruptArtifactError: It belongs to another artifact, or was changed.
-    """
-    if (manifest.stage, manifest.key) != (stage, key):
-        raise CorruptArtifactError(f"The manifest of {stage}/{key} names {manifest.stage}/{manifest.key}.")
-    if manifest.digest != manifest.computed_digest():
-        raise CorruptArtifactError(f"The manifest of {stage}/{key} differs from its own digest.")
-
-
-@contextlib.contextmanager
-def store_errors(address: Path | str) -> Iterator[None]:
-    """Turns operating-system errors about space, permission and address into `StoreError`."""
-    try:
-        yield
-    except (TimeoutError, BrokenPipeError):  # a lock that is held; a reader of our output who left
-        raise
-    except OSError as error:
-        raise store_error(error, address) from error
-
-
-def store_error(error: OSError, address: Path | str) -> StoreError:
-    """Returns the `StoreError` that says what an operating-system error means for the store."""
-    where = error.filename or address
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreError(
-            f"No space left on the device while writing {where}. Nothing was published. Free some space "
-            f"(`edgeship store gc` removes what no run uses) or choose another store with --store."
-        )
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return StoreError(
-            f"No permission to write {where} ({error.strerror}). The store at {address} must be writable: "
-            f"mend its permissions or choose another one with --store or EDGESHIP_STORE."
-        )
-    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
-        return StoreError(
-            f"{where} is a file, but the store at {address} needs a directory there. Choose another store."
-        )
-    return StoreError(f"The store at {address} can't be used: {error}.")
-
-
-def store_trouble(error: BaseException, directory: Path) -> StoreError | None:
-    """Returns the `StoreError` behind an error of a stage that wrote into a directory, None where it has another cause.
-
-    Native writers (HDF5, SavedModel) report a full disk as an error of their own, told by its text.
-    """
-    if isinstance(error, OSError):
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
-            return store_error(error, directory)
-        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(directory)
-        if error.errno in {errno.EACCES, errno.EPERM} and not elsewhere:
-            return store_error(error, directory)
-    elif any(text in str(error) for text in _NO_SPACE):
-        return store_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)), directory)
-    return None
 
 
 class ArtifactStore:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from devices.board.jsonlines import EmitEvent, serve
-from pipeline.artifacts import store_trouble
 from pipeline.errors import EdgeshipError
 from pipeline.stages.base import Stage
+from pipeline.store_errors import store_trouble
 
 
 def run_stage(params: dict[str, Any], emit_event: EmitEvent) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def run(
             code = max(code, error.exit_code)
             _show_details(error.details)
         broken = failed_gates(report)
-        for sentence in broken:
+        for sentence in broken if as_json else ():
             click.echo(f"{click.style('Gate failed:', fg='red', bold=True)} {sentence}.", err=True)
         code = code or int(bool(broken))
     if as_json:

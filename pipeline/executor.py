@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from devices.errors import DeviceError
 from devices.peer import JsonLinesProcess, PeerDiedError, PeerReplyError, PeerStartError, describe_end
-from pipeline.artifacts import store_trouble
 from pipeline.errors import ERRORS, EdgeshipError, StageCrashError, StageError
 from pipeline.keys import canonical_json
 from pipeline.stages.base import Stage, Tell
+from pipeline.store_errors import store_trouble
 
 _TAIL_LINES = 15
 

@@ -19,17 +19,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.artifacts import (
-    MANIFEST,
-    Artifact,
-    ArtifactStore,
-    Manifest,
-    check_manifest,
-    read_manifest,
-    sha256_of,
-    store_error,
-)
+from pipeline.artifacts import ArtifactStore
 from pipeline.errors import CorruptArtifactError, StoreError
+from pipeline.manifest import MANIFEST, Artifact, Manifest, check_manifest, read_manifest, sha256_of
+from pipeline.store_errors import store_error
 
 
 class SharedArtifactStore(ArtifactStore):

@@ -111,12 +111,18 @@ def _benchmarks(result: RunResult) -> list[dict[str, Any]]:
                         for field in (
                             "latency_ms", "load_ms", "first_inference_ms", "warm_up_count", "num_threads",
                             "peak_memory_mb", "peak_memory_reason", "baseline_memory_mb", "sha256", "size_bytes",
-                            "stopped_by", "accuracy", "accuracy_interval", "ece", "error",
+                            "stopped_by", "accuracy", "accuracy_interval", "ece",
                         )
                     },
+                    "error": _without_details(case["error"]),
                 }
             )  # fmt: skip
     return rows
+
+
+def _without_details(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns a case's error without its traceback, which stays in the artifact."""
+    return None if error is None else {name: value for name, value in error.items() if name != "details"}
 
 
 def _devices(result: RunResult) -> list[dict[str, Any]]:
@@ -193,7 +199,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
             f"{_percent(after['ece'])} %, the negative log-likelihood from {before['nll']:.4f} to {after['nll']:.4f}."
         )
     lines += [
-        f"{name}: selected {selection['reason']}" if selection["selected"] else f"{name}: {selection['reason']}"
+        f"Selected for {name}: {selection['reason']}" if selection["selected"] else selection["reason"]
         for name, selection in report["selected"].items()
     ]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import ArtifactStore, store_errors, write_durably
+from pipeline.artifacts import ArtifactStore, write_durably
 from pipeline.errors import InputError
 from pipeline.report import markdown
 from pipeline.runner import RunResult
+from pipeline.store_errors import store_errors
 from pipeline.store_maintenance import register_root
 
 REPORT_FILE = "report.json"

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from devices.board.facts import parse_cpu_features, parse_cpu_model
+from devices.errors import ERRORS as DEVICE_ERRORS
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile, load_profile
-from pipeline.artifacts import Artifact, ArtifactStore, Manifest
+from pipeline.artifacts import ArtifactStore
 from pipeline.errors import EdgeshipError, InputError, StageError
 from pipeline.executor import StageExecutor
 from pipeline.keys import artifact_key, code_digest, tool_versions
+from pipeline.manifest import Artifact, Manifest
 from pipeline.network import FAKE_NETWORK
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, Tell
@@ -110,6 +112,22 @@ def run_recipe(
     return result
 
 
+def case_failures(device: str, cases: Sequence[Mapping[str, Any]]) -> list[DeviceError]:
+    """Returns an error for each model that failed on a device; one whose runtime the device lacks is no failure."""
+    hint = "Its numbers are missing from the report; --set benchmark.seed=N measures all anew."
+    failures = []
+    for case in cases:
+        error = case["error"]
+        if error is not None and error["kind"] != "RuntimeMissingError":
+            kind = DEVICE_ERRORS.get(error["kind"], DeviceError)
+            failures.append(
+                kind(f"{case['id']} failed on {device}: {error['message']} {hint}", details=error["details"])
+            )
+        elif case.get("accuracy_reason"):
+            failures.append(DeviceError(f"{case['id']} failed on {device}: {case['accuracy_reason']} {hint}"))
+    return failures
+
+
 def make_artifact(stage: Stage, store: ArtifactStore, tell: Tell) -> Artifact:
     """Takes the artifact of a stage without inputs from the store, or makes it.
 
@@ -188,6 +206,9 @@ class _Run:
             stage = BenchmarkStage(benchmark=self._recipe.benchmark, profile=profile, host=host)
             roles = {name: name for name in self._exported()}
             self._try(f"benchmark/{profile.name}", stage, {"data": "data", **roles})
+            measured = self._result.artifacts.get(f"benchmark/{profile.name}")
+            if measured is not None:
+                self._result.failures += case_failures(profile.name, measured.manifest.metrics["cases"])
 
     def _select(self) -> None:
         for profile in self._result.profiles:

@@ -18,7 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import Artifact, ArtifactStore, store_errors, write_durably
+from pipeline.artifacts import ArtifactStore, write_durably
+from pipeline.manifest import Artifact
+from pipeline.store_errors import store_errors
 from pipeline.store_pins import pinned_keys
 
 _UNGUARDED_AGE_S = 86400.0

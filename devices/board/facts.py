@@ -143,7 +143,7 @@ def parse_load_average(loadavg: str) -> Optional[List[float]]:
 
 
 def parse_cpu_times(stat: str) -> Optional[Tuple[int, int]]:
-    """(busy, all) time of all cores together from `/proc/stat`, in the kernel's ticks; None where it has no such line."""
+    """(busy, all) time of all cores from `/proc/stat`, in the kernel's ticks; None where it has no such line."""
     match = re.search(r"^cpu +([\d ]+)$", stat, re.MULTILINE)
     times = [int(field) for field in match.group(1).split()[:8]] if match else []
     if len(times) < 5:

@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+RESUME = ".resume"
+"""Directory of `out_dir` that holds what a resumable stage needs after a kill; it is not published."""
+
 Tell = Callable[[dict[str, Any]], None]
 """Takes one progress event, a JSON object such as `{"epoch": 3, "epochs": 30, "loss": 0.4}` or
 `{"message": "..."}` or `{"warning": "..."}`. What happens to it is the command line's business."""

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from devices.errors import DeviceError
 from devices.measurement import BenchmarkSettings, Case, benchmark, predict
 from devices.profile import DeviceProfile
-from pipeline.artifacts import read_manifest
+from pipeline.manifest import read_manifest
 from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 

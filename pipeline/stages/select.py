@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pipeline.artifacts import read_manifest
 from pipeline.gates import GateRow, GatesConfig, budget_rows, parity_rows
+from pipeline.manifest import read_manifest
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 
 Objective = Literal["latency_p50_ms", "latency_p99_ms", "peak_memory_mb", "size_bytes"]

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.artifacts import RESUME
 from pipeline.errors import DataError, StageError
 from pipeline.metrics import calibration_summary
 from pipeline.network import ModelConfig, build_network, predict_logits, save_network
-from pipeline.stages.base import Stage, Tell
+from pipeline.stages.base import RESUME, Stage, Tell
 from pipeline.training.checkpoint import CheckpointDirectory, TrainingState
 from pipeline.training.config import Backend, TrainConfig
 from pipeline.training.loader import epoch_of_batches

@@ -11,8 +11,8 @@ import numpy as np
 from devices.errors import DeviceError
 from devices.measurement import Case, predict
 from devices.profile import load_profile
-from pipeline.artifacts import read_manifest
 from pipeline.errors import StageError
+from pipeline.manifest import read_manifest
 from pipeline.metrics import accuracy_interval, calibration_summary, count_correct, parity
 from pipeline.stages.base import Stage, Tell
 from pipeline.stages.export import TargetName

@@ -19,19 +19,11 @@ from typing import Any
 import pytest
 
 import pipeline.artifacts
-from pipeline.artifacts import (
-    MANIFEST,
-    RESUME,
-    Artifact,
-    ArtifactStore,
-    Manifest,
-    read_manifest,
-    sha256_of,
-    store_errors,
-    store_trouble,
-    write_durably,
-)
+from pipeline.artifacts import ArtifactStore, write_durably
 from pipeline.errors import CorruptArtifactError, StoreError
+from pipeline.manifest import MANIFEST, Artifact, Manifest, read_manifest, sha256_of
+from pipeline.stages.base import RESUME
+from pipeline.store_errors import store_errors, store_trouble
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "0123456789abcdef0123456789abcdef"

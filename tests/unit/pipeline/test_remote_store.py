@@ -11,8 +11,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline.artifacts import MANIFEST, Artifact, ArtifactStore, FileRecord, Manifest
+from pipeline.artifacts import ArtifactStore
 from pipeline.errors import CorruptArtifactError, StoreError
+from pipeline.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from pipeline.remote_store import SharedArtifactStore, open_store
 
 KEY = "0123456789abcdef0123456789abcdef"

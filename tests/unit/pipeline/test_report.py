@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from devices.profile import load_profile
-from pipeline.artifacts import Artifact, Manifest
 from pipeline.errors import StageError
 from pipeline.gates import GatesConfig
+from pipeline.manifest import Artifact, Manifest
 from pipeline.recipe import Recipe
 from pipeline.report import TABLE_COLUMNS, failed_gates, markdown, report_of, summary_lines, table_rows
 from pipeline.runner import RunResult, StageRecord

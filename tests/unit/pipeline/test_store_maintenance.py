@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import pipeline.store_maintenance
-from pipeline.artifacts import ArtifactStore, Manifest
+from pipeline.artifacts import ArtifactStore
+from pipeline.manifest import Manifest
 from pipeline.store_maintenance import Leftover, artifact_size, collect, register_root, used_keys
 from pipeline.store_pins import pinned_keys
 
