@@ -109,6 +109,9 @@ def rollback(root: Path, name: str, *, self_test: SelfTest) -> str:
     Raises:
         DeviceError: There is no previous release, it is damaged, or its self-test failed; nothing changed then.
     """
+    if not (root / name / "releases").is_dir():
+        known = ", ".join(row.name for row in status(root)) or "nothing"
+        raise DeviceError(f"{name} was never deployed to {root}; there is: {known}.")
     with _exclusive(root, name) as home:
         current, previous = _linked(home / "current"), _linked(home / "previous")
         if previous is None or not _is_whole(home / "releases" / previous):

@@ -44,9 +44,19 @@ class TrainStage(Stage):
         return ("grain", "keras", "numpy", self.backend)
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
-        """Trains, from the last whole epoch where an interrupted run left one."""
-        import keras
+        """Trains, from the last whole epoch where an interrupted run left one.
 
+        Raises:
+            DataError: There are fewer images than one batch holds.
+            StageError: The loss ran away, the backend is not installed, or the checkpoint is damaged.
+        """
+        try:
+            import keras
+        except ModuleNotFoundError as error:
+            raise StageError(
+                f"train.backend is {self.backend}, but {error.name} is not installed. Install it, or set "
+                f"train.backend to tensorflow."
+            ) from error
         data = inputs["data"]
         classes = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["classes"]
         images = np.load(data / "train_images.npy", mmap_mode="r")

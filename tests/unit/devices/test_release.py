@@ -68,6 +68,14 @@ def test_rollback_without_a_previous_release(tmp_path: Path) -> None:
     assert in_use(root) == "one"
 
 
+def test_rollback_of_what_was_never_deployed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    install(root, *make(tmp_path, "one"), self_test=passes)
+    with pytest.raises(DeviceError, match=r"other was never deployed .* there is: net"):
+        rollback(root, "other", self_test=passes)
+    assert not (root / "other").exists()
+
+
 def test_a_failed_self_test_changes_nothing(tmp_path: Path) -> None:
     root = tmp_path / "root"
     install(root, *make(tmp_path, "one"), self_test=passes)

@@ -102,10 +102,10 @@ def test_wilson_interval_refuses(correct: int, count: int) -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Of 15 bins, 0.9 lies in the one from 0.867 to 0.933, 0.6 in the one from 0.6 to 0.667.
-    logits = np.array([with_confidence(0.9)] * 4 + [with_confidence(0.61)] * 6)
-    labels = np.array([0, 0, 0, 1, 0, 0, 0, 1, 1, 1])
-    expected = 0.4 * abs(0.75 - 0.9) + 0.6 * abs(0.5 - 0.61)
+    # Of 15 bins, 0.61 lies in the one from 0.6 to 0.667, 0.69 in the next, 0.9 in the one from 0.867 to 0.933.
+    logits = np.array([with_confidence(0.9)] * 4 + [with_confidence(0.61)] * 4 + [with_confidence(0.69)] * 2)
+    labels = np.array([0, 0, 0, 1, 0, 0, 1, 1, 0, 0])
+    expected = 0.4 * abs(0.75 - 0.9) + 0.4 * abs(0.5 - 0.61) + 0.2 * abs(1 - 0.69)
     assert expected_calibration_error(logits, labels) == pytest.approx(expected)
 
 
@@ -167,7 +167,7 @@ def test_parity_of_equal_arrays(logits: np.ndarray) -> None:
 
 def test_parity_by_hand() -> None:
     reference = np.array([[0.0, 4.0], [-4.0, 2.0]], np.float32)
-    logits = np.array([[1.0, 4.0], [2.5, 2.0]], np.float32)
+    logits = np.array([[1.0, 4.0], [-4.0, -4.5]], np.float32)
     result = parity(reference, logits)
     assert result["logit_range"] == 8
     assert result["max_logit_difference"] == pytest.approx(6.5 / 8)
