@@ -20,7 +20,7 @@ from devices.errors import ERRORS as DEVICE_ERRORS
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile, load_profile
 from pipeline.artifacts import ArtifactStore
-from pipeline.errors import EdgeshipError, InputError, StageError
+from pipeline.errors import DataError, EdgeshipError, InputError, StageError
 from pipeline.executor import StageExecutor
 from pipeline.keys import artifact_key, code_digest, tool_versions
 from pipeline.manifest import Artifact, Manifest
@@ -28,7 +28,7 @@ from pipeline.network import FAKE_NETWORK
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, Tell
 from pipeline.stages.benchmark import BenchmarkStage
-from pipeline.stages.calibrate import CalibrateStage
+from pipeline.stages.calibrate import MIN_PARITY_IMAGES, CalibrateStage
 from pipeline.stages.data import DataStage
 from pipeline.stages.export import ExportStage
 from pipeline.stages.fake import FakeCalibrateStage, FakeTrainStage
@@ -112,6 +112,35 @@ def run_recipe(
     return result
 
 
+def check_sizes(recipe: Recipe, data: Mapping[str, Any]) -> None:
+    """Refuses what a data set is too small for, before the hours of training that would come first.
+
+    Args:
+        recipe: What is to be run.
+        data: Metrics of the data stage.
+
+    Raises:
+        DataError: The batch or the calibration set is larger than the training split, or too few images are left
+            to verify with.
+    """
+    train, validation, test = (data[f"num_{split}_images"] for split in ("train", "validation", "test"))
+    if recipe.model.name != FAKE_NETWORK and recipe.train.batch_size > train:
+        raise DataError(
+            f"train.batch_size is {recipe.train.batch_size}, but the training split has {train} images. "
+            f"Make the batch smaller or give more images."
+        )
+    if recipe.quantization.calibration_images > train:
+        raise DataError(
+            f"quantization.calibration_images is {recipe.quantization.calibration_images}, but the training split "
+            f"has {train} images. Lower it or give more images."
+        )
+    if validation + test < MIN_PARITY_IMAGES:
+        raise DataError(
+            f"The test split has {test} images and validation {validation}; verifying needs at least "
+            f"{MIN_PARITY_IMAGES} in both together. Give more images or larger test and validation fractions."
+        )
+
+
 def case_failures(device: str, cases: Sequence[Mapping[str, Any]]) -> list[DeviceError]:
     """Returns an error for each model that failed on a device; one whose runtime the device lacks is no failure."""
     hint = "Its numbers are missing from the report; --set benchmark.seed=N measures all anew."
@@ -170,6 +199,7 @@ class _Run:
 
     def _data(self) -> None:
         self._make("data", DataStage(source=self._recipe.data), {})
+        check_sizes(self._recipe, self._result.artifacts["data"].manifest.metrics)
 
     def _train(self) -> None:
         recipe = self._recipe

@@ -123,7 +123,7 @@ def test_run_prints_a_table_and_the_choice(finished: Any) -> None:
 
     assert outcome.code == 0
     assert "tiny on fake (simulated)" in outcome.stdout
-    assert "fake: selected fake/" in outcome.stdout
+    assert "Selected for fake: fake/" in outcome.stdout
     assert "11 stages, 11 of them cached" in outcome.stdout
     assert "tiny/report.md" in outcome.stdout
 

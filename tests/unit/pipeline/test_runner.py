@@ -283,3 +283,26 @@ def test_one_artifact_alone_is_taken_or_made(finished: Any, monkeypatch: pytest.
 
     assert make_artifact(DataStage(source=recipe.data), store, events.append) == result.artifacts["data"]
     assert events == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((50, 100, 100), "train.batch_size is 64"),
+        ((150, 100, 100), "quantization.calibration_images is 200"),
+        ((1000, 60, 60), "at least 128 in both"),
+    ],
+    ids=["batch", "calibration", "verify"],
+)
+def test_a_data_set_that_is_too_small_is_refused_before_training(counts: tuple[int, int, int], message: str) -> None:
+    from pipeline.errors import DataError
+    from pipeline.recipe import load_recipes
+    from pipeline.runner import check_sizes
+
+    (recipe,) = load_recipes(Path(__file__).parents[3] / "models" / "recipes" / "digits_mobilenet_v2.yaml")
+    metrics = {
+        f"num_{split}_images": count for split, count in zip(("train", "validation", "test"), counts, strict=True)
+    }
+    with pytest.raises(DataError, match=message):
+        check_sizes(recipe, metrics)
+    check_sizes(recipe, {"num_train_images": 200, "num_validation_images": 28, "num_test_images": 100})
