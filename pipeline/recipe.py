@@ -23,10 +23,10 @@ from pipeline.errors import RecipeError
 from pipeline.gates import GatesConfig
 from pipeline.network import FAKE_NETWORK, ModelConfig
 from pipeline.recipe_matrix import combinations
+from pipeline.reference import CalibrateConfig, QuantizationConfig
 from pipeline.sources import DataConfig
 from pipeline.stages.base import FrozenConfig
 from pipeline.stages.benchmark import BenchmarkConfig
-from pipeline.stages.calibrate import CalibrateConfig, QuantizationConfig
 from pipeline.stages.export import ExportConfig
 from pipeline.stages.select import SelectConfig
 from pipeline.training.config import TrainConfig

@@ -26,9 +26,10 @@ from pipeline.keys import artifact_key, code_digest, tool_versions
 from pipeline.manifest import Artifact, Manifest
 from pipeline.network import FAKE_NETWORK
 from pipeline.recipe import Recipe
+from pipeline.reference import MIN_PARITY_IMAGES
 from pipeline.stages.base import Stage, Tell
 from pipeline.stages.benchmark import BenchmarkStage
-from pipeline.stages.calibrate import MIN_PARITY_IMAGES, CalibrateStage
+from pipeline.stages.calibrate import CalibrateStage
 from pipeline.stages.data import DataStage
 from pipeline.stages.export import ExportStage
 from pipeline.stages.fake import FakeCalibrateStage, FakeTrainStage

@@ -17,6 +17,7 @@ from devices.profile import DeviceProfile
 from pipeline.manifest import read_manifest
 from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
 from pipeline.stages.base import FrozenConfig, Stage, Tell
+from pipeline.targets import TARGETS
 
 RESULT_FILE = "benchmark.json"
 
@@ -67,11 +68,14 @@ class BenchmarkStage(Stage):
     stage: ClassVar[str] = "benchmark"
     runs_in_child: ClassVar[bool] = False
     other_code: ClassVar[tuple[str, ...]] = ("devices.board.*",)
-    tools: ClassVar[tuple[str, ...]] = ("ai-edge-litert", "numpy", "onnxruntime", "openvino")
 
     benchmark: BenchmarkConfig
     profile: DeviceProfile
     host: dict[str, Any]
+
+    def tool_names(self) -> tuple[str, ...]:
+        """All runtimes."""
+        return ("numpy", *(target.runtime for target in TARGETS.values()))
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Measures latency and memory of all models side by side, then accuracy of each.

@@ -12,40 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import Field
 
-from pipeline.errors import DataError
 from pipeline.metrics import calibration_summary, fit_temperature
 from pipeline.network import ModelConfig, load_network, predict_logits, save_network
-from pipeline.quantization.calibration_set import draw_calibration_set
+from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
 from pipeline.saved_model import write_saved_model
-from pipeline.stages.base import FrozenConfig, Stage, Tell
+from pipeline.stages.base import Stage, Tell
 from pipeline.training.config import Backend
-
-MIN_PARITY_IMAGES = 128
-
-
-class CalibrateConfig(FrozenConfig):
-    """How confidence is calibrated.
-
-    Attributes:
-        temperature: Whether a temperature is fitted and folded into the last layer.
-    """
-
-    temperature: bool = True
-
-
-class QuantizationConfig(FrozenConfig):
-    """What the integer precisions take their ranges from.
-
-    Attributes:
-        calibration_images: How many training images, balanced over the classes.
-        seed: Of the draw.
-    """
-
-    calibration_images: int = Field(default=200, ge=64)
-    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class CalibrateStage(Stage):
@@ -103,55 +76,3 @@ class CalibrateStage(Stage):
                 "after": calibration_summary(test / temperature, test_labels),
             },
         }
-
-
-def write_reference(data: Path, out_dir: Path, predict: Any) -> dict[str, Any]:
-    """Writes the images every exported model is verified on, and the network's logits for them.
-
-    They are the test split; where that has fewer than 128 images, validation images are added for the comparison
-    of logits. Accuracy is always that of the test images alone.
-
-    Raises:
-        DataError: Test and validation together have fewer than 128 images.
-    """
-    images = np.load(data / "test_images.npy", mmap_mode="r")
-    labels = np.load(data / "test_labels.npy")
-    num_test = len(labels)
-    if num_test < MIN_PARITY_IMAGES:
-        more = np.load(data / "validation_images.npy", mmap_mode="r")[: MIN_PARITY_IMAGES - num_test]
-        if num_test + len(more) < MIN_PARITY_IMAGES:
-            raise DataError(
-                f"The test split has {num_test} images and validation {len(more)}; verifying needs at least "
-                f"{MIN_PARITY_IMAGES} in both together. Give more images or larger test and validation fractions."
-            )
-        images = np.concatenate([images, more])
-    logits: npt.NDArray[np.float32] = predict(images)
-    np.save(out_dir / "reference_images.npy", images)
-    np.save(out_dir / "reference_labels.npy", labels)
-    np.save(out_dir / "reference_logits.npy", logits)
-    return {"reference_images": len(images), "test_images": num_test}
-
-
-def write_calibration_set(data: Path, out_dir: Path, config: QuantizationConfig) -> dict[str, Any]:
-    """Draws the calibration set from the training split, writes its images, and returns the list for the manifest.
-
-    Raises:
-        DataError: The training split has fewer images than asked for.
-    """
-    labels = np.load(data / "train_labels.npy")
-    rows = draw_calibration_set(labels, config.calibration_images, config.seed)
-    chosen = set(rows.tolist())
-    names: dict[int, tuple[str, str]] = {}
-    with (data / "index.jsonl").open(encoding="utf-8") as stream:
-        for line in stream:
-            record = json.loads(line)
-            if record["split"] == "train" and record["row"] in chosen:
-                names[record["row"]] = (record["name"], record["digest"])
-    np.save(out_dir / "calibration_images.npy", np.load(data / "train_images.npy", mmap_mode="r")[rows])
-    return {
-        "seed": config.seed,
-        "count": len(rows),
-        "rows": rows.tolist(),
-        "names": [names[row][0] for row in rows.tolist()],
-        "digests": [names[row][1] for row in rows.tolist()],
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import model_validator
@@ -14,10 +14,7 @@ from pipeline.errors import StageError
 from pipeline.saved_model import StoredNetwork
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import TARGETS
-from pipeline.targets.base import Calibration
-
-TargetName = Literal["litert", "onnxruntime", "openvino", "fake"]
-Precision = Literal["float32", "float16", "int8"]
+from pipeline.targets.base import Calibration, Precision, TargetName
 
 
 class ExportConfig(FrozenConfig):

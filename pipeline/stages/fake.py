@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.metrics import calibration_summary, fit_temperature
+from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
 from pipeline.stages.base import Stage, Tell
-from pipeline.stages.calibrate import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
 from pipeline.targets.fake import WEIGHTS_FILE
 
 

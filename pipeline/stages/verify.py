@@ -15,14 +15,8 @@ from pipeline.errors import StageError
 from pipeline.manifest import read_manifest
 from pipeline.metrics import accuracy_interval, calibration_summary, count_correct, parity
 from pipeline.stages.base import Stage, Tell
-from pipeline.stages.export import TargetName
-
-_DISTRIBUTIONS = {
-    "litert": "ai-edge-litert",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "fake": "numpy",
-}
+from pipeline.targets import TARGETS
+from pipeline.targets.base import TargetName
 
 
 class VerifyStage(Stage):
@@ -42,7 +36,7 @@ class VerifyStage(Stage):
 
     def tool_names(self) -> tuple[str, ...]:
         """The runtime."""
-        return ("numpy", _DISTRIBUTIONS[self.target])
+        return ("numpy", TARGETS[self.target].runtime)
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Runs every reference image through the runtime, in an agent's process of its own.

@@ -6,14 +6,17 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]
 
-PRECISIONS = ("float32", "float16", "int8")
+TargetName = Literal["litert", "onnxruntime", "openvino", "fake"]
+"""The keys of `pipeline.targets.TARGETS`."""
+
+Precision = Literal["float32", "float16", "int8"]
 """The precisions that can be exported."""
 
 _LABELS = {
@@ -105,6 +108,7 @@ class Target(Protocol):
         format_name: For messages.
         precisions: Those it can export.
         tools: Distributions whose versions shape its files.
+        runtime: The distribution that runs its files.
         notes: What a user should know about a precision in this runtime.
     """
 
@@ -112,6 +116,7 @@ class Target(Protocol):
     format_name: str
     precisions: tuple[str, ...]
     tools: tuple[str, ...]
+    runtime: str
     notes: Mapping[str, str]
 
     def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:

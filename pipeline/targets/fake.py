@@ -26,6 +26,7 @@ class FakeTarget:
     format_name = "fake"
     precisions: tuple[str, ...] = ("float32", "float16", "int8")
     tools: tuple[str, ...] = ("numpy",)
+    runtime = "numpy"
     notes: Mapping[str, str] = {}
 
     def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:

@@ -26,6 +26,7 @@ class LiteRTTarget:
     format_name = "TensorFlow Lite"
     precisions: tuple[str, ...] = ("float32", "float16", "int8")
     tools: tuple[str, ...] = ("keras", "numpy", "tensorflow")
+    runtime = "ai-edge-litert"
     notes: Mapping[str, str] = {
         "float16": "weights are stored in float16 and expanded to float32 when the file is loaded",
     }

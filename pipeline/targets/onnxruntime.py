@@ -40,6 +40,7 @@ class OnnxRuntimeTarget:
     format_name = "ONNX"
     precisions: tuple[str, ...] = ("float32", "float16", "int8")
     tools: tuple[str, ...] = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tf2onnx")
+    runtime = "onnxruntime"
     notes: Mapping[str, str] = {
         "float16": (
             "weights and activations are float16 in the file; on a processor without float16 kernels "

@@ -41,6 +41,7 @@ class OpenVinoTarget:
     format_name = "OpenVINO"
     precisions: tuple[str, ...] = ("float32", "float16", "int8")
     tools: tuple[str, ...] = ("keras", "nncf", "numpy", "openvino", "tensorflow")
+    runtime = "openvino"
     notes: Mapping[str, str] = {
         "float16": "weights are stored in float16; the CPU plugin computes in float32",
     }

@@ -12,14 +12,14 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.metrics import negative_log_likelihood
 from pipeline.network import predict_logits
-from pipeline.stages.calibrate import (
+from pipeline.reference import (
     MIN_PARITY_IMAGES,
     CalibrateConfig,
-    CalibrateStage,
     QuantizationConfig,
     write_calibration_set,
     write_reference,
 )
+from pipeline.stages.calibrate import CalibrateStage
 
 
 class Linear:

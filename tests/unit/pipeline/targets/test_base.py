@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pipeline.errors import InputError, ModelFileError
 from pipeline.targets import TARGETS, inspect_model, target_of
 from pipeline.targets.base import (
-    PRECISIONS,
     LinearOperation,
+    Precision,
     TensorDescription,
     count,
     float_operations,
@@ -92,7 +93,7 @@ def test_every_target_has_its_own_suffix_and_known_precisions() -> None:
     suffixes = [target.suffix for target in TARGETS.values()]
     assert len(set(suffixes)) == len(suffixes)
     for target in TARGETS.values():
-        assert set(target.precisions) <= set(PRECISIONS)
+        assert set(target.precisions) <= set(get_args(Precision))
         assert set(target.notes) <= set(target.precisions)
 
 
