@@ -200,10 +200,10 @@ class _Run:
 
     def _data(self) -> None:
         self._make("data", DataStage(source=self._recipe.data), {})
-        check_sizes(self._recipe, self._result.artifacts["data"].manifest.metrics)
 
     def _train(self) -> None:
         recipe = self._recipe
+        check_sizes(recipe, self._result.artifacts["data"].manifest.metrics)
         stage: Stage
         if recipe.model.name == FAKE_NETWORK:
             stage = FakeTrainStage()
