@@ -39,6 +39,15 @@ def models_by_precision(tmp_path_factory: pytest.TempPathFactory, images: np.nda
     directory = tmp_path_factory.mktemp("network")
     config = ModelConfig(name="mobilenet_v2", width=0.35)
     model = build_network(config, (32, 32, 3), 10)
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        if weight.name in ("gamma", "moving_variance"):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        elif weight.name in ("beta", "moving_mean", "bias"):
+            weight.assign(rng.normal(0, 0.2, weight.shape))
+        else:  # large enough for the image to reach the logits
+            rows = weight.shape[:2] if "depthwise" in weight.path else weight.shape[:-1]
+            weight.assign(rng.normal(0, np.sqrt(2 / np.prod(rows)), weight.shape))
     save_network(model, directory, config=config, classes=[str(label) for label in range(10)])
     write_saved_model(model, directory)
     exported = {}
@@ -62,9 +71,11 @@ def test_tflite_runtime_answers_as_litert_does(
         runtime = "tflite-runtime" if profile is board else "ai-edge-litert"
         assert runtime.replace("-", "_") in str(prediction.model).replace("-", "_")
     reach = np.ptp(logits["local"])
-    # int8 kernels may round a step apart; a step of the last layer is about 1/255 of its range.
-    limit = {"float32": 1e-4, "float16": 1e-4, "int8": 0.03}[precision]
-    assert np.abs(logits["board"] - logits["local"]).max() <= limit * reach
+    assert np.ptp(logits["local"], axis=0).max() > 0.1 * reach > 0
+    # The two round each int8 layer in their own way, and a network of random weights passes that on at full size.
+    limit = {"float32": 1e-5, "float16": 1e-5, "int8": 0.1}[precision]
+    noise = np.sqrt(np.mean((logits["board"] - logits["local"]) ** 2))
+    assert noise <= limit * reach
 
 
 def test_it_measures_there(board: DeviceProfile, models_by_precision: dict[str, Path]) -> None:

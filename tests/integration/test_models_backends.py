@@ -42,6 +42,9 @@ for name, width in json.loads(sys.argv[3]).items():
                 weight.assign(rng.uniform(0.5, 1.5, weight.shape))
             elif weight.name in ("beta", "moving_mean"):
                 weight.assign(rng.normal(0.0, 0.2, weight.shape))
+            elif weight.name == "kernel":  # large enough for the image to reach the logits
+                rows = weight.shape[:2] if "depthwise" in weight.path else weight.shape[:-1]
+                weight.assign(rng.normal(0.0, np.sqrt(2 / np.prod(rows)), weight.shape))
         network.save_weights(weights)
     np.save(folder / f"{name}.{backend}.npy", network.predict_on_batch(pixels))
 """
