@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ class FrozenConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
-class Stage(FrozenConfig):
+class Stage(FrozenConfig, ABC):
     """A frozen config and `run`, nothing else.
 
     The fields are hashed into the artifact's key, so a field that does not change the output does not belong
@@ -57,6 +58,7 @@ class Stage(FrozenConfig):
         """
         return ""
 
+    @abstractmethod
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Does the work.
 
@@ -68,4 +70,3 @@ class Stage(FrozenConfig):
         Returns:
             Metrics, JSON values only; they are written into the manifest.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no run()")

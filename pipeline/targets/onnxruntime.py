@@ -92,7 +92,11 @@ def _convert(saved_model: Path) -> Any:
     _, inputs = loaded.signatures["serve"].structured_input_signature
     signature = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()]
     model, _ = tf2onnx.convert.from_function(
-        tf.function(lambda image: loaded.signatures["serve"](image=image)["logits"], input_signature=signature),
+        tf.function(
+            lambda image: loaded.signatures["serve"](image=image)["logits"],
+            input_signature=signature,
+            autograph=False,  # which would leave its copy of this code among the temporary files
+        ),
         input_signature=signature,
         opset=OPSET,
     )
