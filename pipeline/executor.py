@@ -139,6 +139,8 @@ def child_environment(backend: str) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "2",
         # Read by TensorFlow's kernels, so that two runs on a CPU give the same weights to the bit.
         "TF_DETERMINISTIC_OPS": "1",
+        # Operations that run beside each other share threads in an order of the moment, and then their sums differ.
+        "TF_NUM_INTEROP_THREADS": "1",
     }
 
 
