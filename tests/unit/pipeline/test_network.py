@@ -93,6 +93,9 @@ def test_saving_replaces_a_read_only_file(stored: tuple[Path, np.ndarray, np.nda
         save_network(network, tmp_path, config=SMALL, classes=("a", "b", "c"))
         for path in tmp_path.iterdir():
             path.chmod(0o444)
+    again = load_network(tmp_path)
+    for first, second in zip(network.get_weights(), again.get_weights(), strict=True):
+        assert np.array_equal(first, second)
 
 
 @slow

@@ -112,3 +112,4 @@ def test_the_given_image_is_not_written_to() -> None:
     image = gradient()
     image.flags.writeable = False
     augment(image, ALL, np.random.default_rng(0))
+    assert np.array_equal(image, gradient())
