@@ -10,29 +10,34 @@ Adding a family: one file that ends in a `NetworkSpec`, one line in `MODELS`, on
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from models import efficientnet_lite, mobilenet_v2
 from models.accounting import LayerRow, count_multiply_adds, count_parameters, layer_table
 from models.blocks import default_early_stride
-from models.spec import NetworkConfig, NetworkSpec, PublishedResult, check_input_shape
+from models.spec import Activation, InputKind, NetworkConfig, NetworkSpec, PublishedResult, check_input_shape
 
 if TYPE_CHECKING:
     import keras
 
 __all__ = [
     "MODELS",
+    "Activation",
+    "InputKind",
     "LayerRow",
     "NetworkConfig",
     "NetworkSpec",
     "PublishedResult",
     "build",
+    "check_options",
     "count_multiply_adds",
     "count_parameters",
     "default_early_stride",
     "describe",
     "find",
     "layer_table",
+    "resolve",
 ]
 
 MODELS: dict[str, NetworkSpec] = {
@@ -58,10 +63,14 @@ def find(name: str) -> NetworkSpec:
 def build(
     name: str,
     *,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
+    input_shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
     width: float = 1.0,
+    depth: float = 1.0,
     dropout: float | None = None,
+    drop_path: float | None = None,
+    activation: Activation | None = None,
+    squeeze_excite: bool | None = None,
     early_stride: bool | None = None,
     batch_norm_momentum: float | None = None,
 ) -> keras.Model:
@@ -69,29 +78,38 @@ def build(
 
     Args:
         name: A key of `MODELS`.
-        input_shape: `(height, width, 3)` in pixels, from 32.
-        num_classes: Number of logits, from 2.
+        input_shape: `(height, width, 3)` in pixels, from 32, or the shape of the features; None takes the authors'.
+        num_classes: Number of logits, from 2; None takes the authors'.
         width: Multiplier on the number of channels, where the family has one.
+        depth: Multiplier on the number of blocks, where the family has one.
         dropout: Dropout before the classifier; None takes the authors' value.
+        drop_path: Stochastic depth at the last residual block; None takes the authors' value.
+        activation: The principal nonlinearity; None takes the paper's. `relu6` for a network that quantizes well.
+        squeeze_excite: Whether blocks gate their channels; None as in the paper.
         early_stride: True for the paper's first strides, False for the small-image variant (see
             `models.blocks.early_strides`); None takes the variant under 96 pixels (`default_early_stride`).
         batch_norm_momentum: None takes the reference implementation's value, which suits 100,000 steps and
             more. A few thousand images need 0.9 to 0.99, or the moving statistics never arrive.
 
     Returns:
-        A model from `image`, uint8 `(batch, height, width, 3)`, to `logits`, float32 `(batch, num_classes)`.
+        A model from `image`, uint8 `(batch, height, width, 3)`, to `logits`, float32 `(batch, num_classes)`; of a
+        network that takes features, from `features`, float32.
 
     Raises:
-        ValueError: If the name is unknown or an argument is outside its range.
+        ValueError: If the name is unknown, an argument is outside its range, or the network leaves no choice in it.
     """
     spec = find(name)
     return spec.build(
-        _config(
+        resolve(
             spec,
             input_shape=input_shape,
             num_classes=num_classes,
             width=width,
+            depth=depth,
             dropout=dropout,
+            drop_path=drop_path,
+            activation=activation,
+            squeeze_excite=squeeze_excite,
             early_stride=early_stride,
             batch_norm_momentum=batch_norm_momentum,
         )
@@ -101,8 +119,8 @@ def build(
 def describe(
     name: str,
     *,
-    input_shape: tuple[int, int, int] | None = None,
-    num_classes: int = 1000,
+    input_shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
     width: float = 1.0,
     early_stride: bool | None = None,
 ) -> dict[str, Any]:
@@ -111,7 +129,7 @@ def describe(
     Args:
         name: A key of `MODELS`.
         input_shape: None takes the network's own resolution.
-        num_classes: Number of logits.
+        num_classes: None takes the authors'.
         width: Multiplier on the number of channels.
         early_stride: As in `build`.
 
@@ -123,9 +141,9 @@ def describe(
         was published, or why there is none).
     """
     spec = find(name)
-    config = _config(
+    config = resolve(
         spec,
-        input_shape=input_shape or (spec.resolution, spec.resolution, 3),
+        input_shape=input_shape,
         num_classes=num_classes,
         width=width,
         early_stride=early_stride,
@@ -149,38 +167,100 @@ def describe(
     }
 
 
-def _config(
+def resolve(
     spec: NetworkSpec,
     *,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    width: float,
+    input_shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
+    width: float = 1.0,
+    depth: float = 1.0,
     dropout: float | None = None,
+    drop_path: float | None = None,
+    activation: Activation | None = None,
+    squeeze_excite: bool | None = None,
     early_stride: bool | None = None,
     batch_norm_momentum: float | None = None,
 ) -> NetworkConfig:
-    """What the family builds from: defaults filled in, ranges checked."""
-    check_input_shape(input_shape)
+    """What a family builds from: defaults filled in, ranges checked; arguments and errors as in `build`."""
+    shape = tuple(spec.input_shape if input_shape is None else input_shape)
+    if spec.input_kind == "image":
+        check_input_shape(shape)
     config = NetworkConfig(
-        input_shape=input_shape,
-        num_classes=num_classes,
+        input_shape=shape,
+        num_classes=spec.num_classes if num_classes is None else num_classes,
         width=width,
+        depth=depth,
         dropout=spec.dropout if dropout is None else dropout,
-        early_stride=default_early_stride(*input_shape[:2]) if early_stride is None else early_stride,
+        drop_path=(spec.drop_path or 0.0) if drop_path is None else drop_path,
+        activation=spec.activation if activation is None else activation,
+        squeeze_excite=spec.squeeze_excite if squeeze_excite is None else squeeze_excite,
+        early_stride=_early_stride(spec, shape) if early_stride is None else early_stride,
         batch_norm_momentum=spec.batch_norm_momentum if batch_norm_momentum is None else batch_norm_momentum,
     )
-    if not spec.has_width and width != 1.0:
-        with_width = ", ".join(name for name, other in MODELS.items() if other.has_width)
-        raise ValueError(
-            f"width is {width!r}, but {spec.name!r} has no width multiplier: leave it at 1.0, or take a "
-            f"network that has one ({with_width})."
-        )
+    check_options(
+        spec,
+        width=None if width == 1.0 else width,
+        depth=None if depth == 1.0 else depth,
+        drop_path=drop_path or None,
+        activation=None if activation == spec.activation else activation,
+        squeeze_excite=None if squeeze_excite == spec.squeeze_excite else squeeze_excite,
+        early_stride=early_stride,
+    )
     return config
+
+
+def check_options(spec: NetworkSpec, **options: object) -> None:
+    """Refuses what a network leaves no choice in.
+
+    Args:
+        spec: The network.
+        **options: As of `build`; None where an option was not given.
+
+    Raises:
+        ValueError: If one is given that the network does not have; the message says which do.
+    """
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name in spec.fixed:
+            raise ValueError(f"{name} is {value!r}, but {spec.name!r} leaves no choice: {spec.fixed[name]}.")
+        if name in _HAS and not _HAS[name](spec):
+            others = ", ".join(other.name for other in MODELS.values() if _HAS[name](other))
+            raise ValueError(
+                f"{name} is {value!r}, but {spec.name!r} has no {_WORDS[name]}: leave it out, or take a network "
+                f"that has one ({others})."
+            )
+
+
+_HAS: dict[str, Callable[[NetworkSpec], bool]] = {
+    "width": lambda spec: spec.has_width,
+    "depth": lambda spec: spec.has_depth,
+    "drop_path": lambda spec: spec.drop_path is not None,
+    "early_stride": lambda spec: spec.has_early_stride,
+}
+_WORDS = {
+    "width": "width multiplier",
+    "depth": "depth multiplier",
+    "drop_path": "stochastic depth",
+    "early_stride": "variant for small images",
+}
+
+
+def _early_stride(spec: NetworkSpec, shape: tuple[int, ...]) -> bool:
+    return not spec.has_early_stride or default_early_stride(shape[0], shape[1])
 
 
 def _published_top1(spec: NetworkSpec, config: NetworkConfig) -> float | None:
     """The published accuracy, if it belongs to exactly this network."""
-    height, width, _ = config.input_shape
-    if height != width or config.num_classes != 1000 or not config.early_stride:
+    same = {
+        "num_classes": spec.num_classes,
+        "depth": 1.0,
+        "activation": spec.activation,
+        "squeeze_excite": spec.squeeze_excite,
+        "early_stride": True,
+    }
+    if any(getattr(config, name) != value for name, value in same.items()):
         return None
-    return spec.published_top1(config.width, height)
+    if config.input_shape != spec.input_shape and len(set(config.input_shape[:2])) != 1:
+        return None
+    return spec.published_top1(config.width, config.input_shape[0])

@@ -76,10 +76,9 @@ def _variant(
             width_coefficient=width_coefficient,
             depth_coefficient=depth_coefficient,
         ),
-        resolution=resolution,
+        input_shape=(resolution, resolution, 3),
         dropout=dropout,
         batch_norm_momentum=0.99,
-        has_width=False,
         paper="EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019, "
         "arXiv:1905.11946, table 1; without squeeze-and-excite, with ReLU6",
         published=(PublishedResult(width=1.0, resolution=resolution, top1=top1),),

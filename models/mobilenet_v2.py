@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from models.blocks import Rescaling, Stage, inverted_residual_network, make_divisible
+from models.blocks import SIGNED_UNIT, Stage, inverted_residual_network, make_divisible
 from models.spec import NetworkConfig, NetworkSpec, PublishedResult
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _build(config: NetworkConfig) -> keras.Model:
         config,
         [dataclasses.replace(stage, filters=make_divisible(stage.filters * config.width)) for stage in _STAGES],
         name="mobilenet_v2",
-        rescaling=Rescaling(scale=1 / 127.5, offset=-1.0),
+        rescaling=SIGNED_UNIT,
         stem_filters=make_divisible(_STEM_FILTERS * config.width),
         head_filters=make_divisible(_HEAD_FILTERS * max(1.0, config.width)),
     )
@@ -41,7 +41,7 @@ SPEC = NetworkSpec(
     name="mobilenet_v2",
     family="mobilenet_v2",
     build=_build,
-    resolution=224,
+    input_shape=(224, 224, 3),
     dropout=0.2,  # dropout_keep_prob=0.8 in slim's training_scope.
     batch_norm_momentum=0.999,  # keras.applications
     has_width=True,

@@ -10,7 +10,6 @@ import pytest
 import models
 from models.accounting import BatchNormCount, layer_table
 from models.efficientnet_lite import build_variant
-from models.spec import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,7 @@ EFFICIENTNET_LITE = [
 @pytest.mark.parametrize("row", EFFICIENTNET_LITE, ids=lambda row: row.id)
 def test_efficientnet_lite_against_its_published_row(row: LiteRow) -> None:
     """All five variants, though only lite0 can be built by name: they hold the scaling that it can't show."""
-    config = NetworkConfig(
-        input_shape=(row.resolution, row.resolution, 3),
-        num_classes=1000,
-        width=1.0,
-        dropout=0.2,
-        early_stride=True,
-        batch_norm_momentum=0.99,
-    )
+    config = models.resolve(models.find("efficientnet_lite0"), input_shape=(row.resolution, row.resolution, 3))
     network = build_variant(
         config,
         name=row.id,
