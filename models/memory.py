@@ -129,7 +129,7 @@ def _kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def _output_channels(layer: keras.layers.Layer) -> int:
-    return layer.output.shape[-1] if _kernels(layer) else 0
+    return int(layer.output.shape[-1]) if _kernels(layer) else 0
 
 
 @dataclass
