@@ -231,7 +231,9 @@ def describe(
         **asdict(count_cost(model)),
         "top1": top1,
         "dataset": spec.dataset,
-        "source": spec.source if top1 is not None else f"not published for exactly this network in {spec.source}",
+        "source": spec.source
+        if top1 is not None
+        else f"not published for this network as built here, in {spec.source}",
         "options": {option: _choice(spec, option) for option in _OPTIONS},
     }
     return {**facts, "layers": _layers(model)} if with_layers else facts
