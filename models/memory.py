@@ -155,7 +155,7 @@ class _Operation:
         layer: The layer's name.
         reads: Buffers.
         writes: A buffer made for it.
-        in_place: Whether it may write over what it reads.
+        in_place: Whether it may write over what it reads, where all of that has the size of the result.
     """
 
     layer: str
@@ -324,7 +324,7 @@ def _alive(operations: Sequence[_Operation], owned_by_caller: Iterable[tuple[_Bu
 def _can_be_overwritten(buffer: _Buffer, operation: _Operation, index: int, owned: Iterable[int]) -> bool:
     return (
         operation.in_place
+        and all(read.size_bytes == operation.writes.size_bytes for read in operation.reads)
         and buffer.last == index
-        and buffer.size_bytes == operation.writes.size_bytes
         and id(buffer) not in owned
     )
