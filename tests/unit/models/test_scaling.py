@@ -46,9 +46,8 @@ class CompoundCase:
     own_phi: tuple[float, float, float]
 
 
-# In whole percent. B0 to B3 follow the rule to 5 % (B1's width and B2's width stay at the step before). From B4 on the published width
-# and resolution are those of one coefficient more, and the depth is up to 4 % above the paper's: the networks were
-# rounded by hand, and the multiply-adds of the table need those values.
+# In whole percent. B0 to B3 follow the rule to 5 %: B1 keeps the width of B0. From B4 on the published width and
+# resolution are those of one coefficient more, and the depth is up to 6 % off: the networks were rounded by hand.
 COMPOUND = [
     CompoundCase("b0", 0.0, 1.0, 1.0, 224, (0, 0, 0), (0, 0, 0)),
     CompoundCase("b1", 0.5, 1.0, 1.1, 240, (5, 0, 0), (0.2, 0.5, 0.5)),
