@@ -13,7 +13,16 @@ import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from models import efficientnet_lite, mobilenet_v2, mobilenet_v4
+from models import (
+    efficientnet,
+    efficientnet_lite,
+    efficientnet_v2,
+    mlperf_tiny,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+    mobilenet_v4,
+)
 from models.accounting import LayerRow, count_multiply_adds, count_parameters, layer_table
 from models.blocks import default_early_stride
 from models.spec import Activation, InputKind, NetworkConfig, NetworkSpec, PublishedResult, check_input_shape
@@ -41,13 +50,39 @@ __all__ = [
 ]
 
 MODELS: dict[str, NetworkSpec] = {
+    "mobilenet_v1": mobilenet_v1.SPEC,
     "mobilenet_v2": mobilenet_v2.SPEC,
-    "efficientnet_lite0": efficientnet_lite.LITE0,
+    "mobilenet_v3_small": mobilenet_v3.SMALL,
+    "mobilenet_v3_large": mobilenet_v3.LARGE,
+    "mobilenet_v3_small_minimalistic": mobilenet_v3.SMALL_MINIMALISTIC,
+    "mobilenet_v3_large_minimalistic": mobilenet_v3.LARGE_MINIMALISTIC,
     "mobilenet_v4_conv_small": mobilenet_v4.CONV_SMALL,
     "mobilenet_v4_conv_medium": mobilenet_v4.CONV_MEDIUM,
     "mobilenet_v4_conv_large": mobilenet_v4.CONV_LARGE,
     "mobilenet_v4_hybrid_medium": mobilenet_v4.HYBRID_MEDIUM,
     "mobilenet_v4_hybrid_large": mobilenet_v4.HYBRID_LARGE,
+    "efficientnet_b0": efficientnet.B0,
+    "efficientnet_b1": efficientnet.B1,
+    "efficientnet_b2": efficientnet.B2,
+    "efficientnet_b3": efficientnet.B3,
+    "efficientnet_b4": efficientnet.B4,
+    "efficientnet_b5": efficientnet.B5,
+    "efficientnet_b6": efficientnet.B6,
+    "efficientnet_b7": efficientnet.B7,
+    "efficientnet_lite0": efficientnet_lite.LITE0,
+    "efficientnet_lite1": efficientnet_lite.LITE1,
+    "efficientnet_lite2": efficientnet_lite.LITE2,
+    "efficientnet_lite3": efficientnet_lite.LITE3,
+    "efficientnet_lite4": efficientnet_lite.LITE4,
+    "efficientnet_v2_b0": efficientnet_v2.B0,
+    "efficientnet_v2_b1": efficientnet_v2.B1,
+    "efficientnet_v2_b2": efficientnet_v2.B2,
+    "efficientnet_v2_b3": efficientnet_v2.B3,
+    "efficientnet_v2_s": efficientnet_v2.S,
+    "resnet8": mlperf_tiny.RESNET8,
+    "ds_cnn": mlperf_tiny.DS_CNN,
+    "mobilenet_v1_025_96": mlperf_tiny.MOBILENET_V1_025_96,
+    "dense_autoencoder": mlperf_tiny.DENSE_AUTOENCODER,
 }
 """Every network that can be built by name."""
 
@@ -206,6 +241,8 @@ def resolve(
         spec,
         width=None if width == 1.0 else width,
         depth=None if depth == 1.0 else depth,
+        num_classes=None if num_classes == spec.num_classes else num_classes,
+        dropout=None if dropout == spec.dropout else dropout,
         drop_path=drop_path or None,
         activation=None if activation == spec.activation else activation,
         squeeze_excite=None if squeeze_excite == spec.squeeze_excite else squeeze_excite,
