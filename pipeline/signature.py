@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from devices.board.preprocess import InputTransform
 from pipeline.stages.base import FrozenConfig
+
+if TYPE_CHECKING:
+    from devices.board.preprocess import InputTransform
 
 SIGNATURE_FILE = "signature.json"
 
@@ -25,8 +27,10 @@ Metric = Literal["top1", "mse", "auc"]
 
 
 class Transform(FrozenConfig):
-    """How a stored sample becomes the input of a model: `value * scale + offset`, per channel or for all, then the
-    layout, then the type of the input. See `devices.board.preprocess.InputTransform`, which computes it.
+    """How a stored sample becomes the input of a model.
+
+    `value * scale + offset`, per channel or for all, then the layout, then the type of the input. See
+    `devices.board.preprocess.InputTransform`, which computes it.
 
     Attributes:
         layout: `NHWC` leaves images as they are stored, `NCHW` puts the channels first.
@@ -58,6 +62,8 @@ class InputTensor(FrozenConfig):
         """Returns the transform as the board computes it."""
         if self.transform is None:
             return None
+        from devices.board.preprocess import InputTransform
+
         return InputTransform(dtype=self.dtype, **self.transform.model_dump())
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import model_validator
 
 from pipeline.errors import StageError
-from pipeline.saved_model import StoredNetwork
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import TARGETS
-from pipeline.targets.base import Calibration, Precision, TargetName
+from pipeline.targets.base import Precision, TargetName
 
 
 class ExportConfig(FrozenConfig):
@@ -68,10 +69,12 @@ class ExportStage(Stage):
             StageError: The converter failed, or the file holds another precision than asked for.
         """
         target = TARGETS[self.target]
-        source = inputs["calibrate"]
+        source = ModelSource(inputs["calibrate"], read_signature(inputs["calibrate"]))
         tell({"message": f"{self.target} {self.precision}"})
-        images = np.load(source / "calibration_images.npy")
-        path = target.export(StoredNetwork(source), self.precision, Calibration(images, self.reduce_range), out_dir)
+        images = np.load(source.directory / "calibration_images.npy")
+        (image,) = source.signature.inputs
+        calibration = Calibration(source.signature, {image.name: images}, self.reduce_range)
+        path = target.export(source, self.precision, calibration, out_dir)
         summary = target.inspect(path)
         if summary.precision != self.precision:
             raise StageError(

@@ -8,10 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-Images = npt.NDArray[np.uint8]
+from pipeline.model_source import Calibration, ModelSource
 
 TargetName = Literal["litert", "onnxruntime", "openvino", "fake"]
 """The keys of `pipeline.targets.TARGETS`."""
@@ -89,17 +86,6 @@ class GraphSummary:
         return asdict(self)
 
 
-class ExportableNetwork(Protocol):
-    """A trained network on its way to a target."""
-
-    @property
-    def directory(self) -> Path:
-        """The artifact that holds its weights."""
-
-    def saved_model(self) -> Path:
-        """Returns a TensorFlow SavedModel of the contract: input `image`, output `logits`, static batch 1."""
-
-
 class Target(Protocol):
     """The compile half of a runtime.
 
@@ -119,25 +105,17 @@ class Target(Protocol):
     runtime: str
     notes: Mapping[str, str]
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
-        """Writes the model file into `out_dir` and returns its path."""
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+        """Writes the model file into `out_dir` and returns its path.
+
+        Its inputs and outputs have the names, types and shapes of the source's signature.
+
+        Raises:
+            StageError: The model can't be converted, and why.
+        """
 
     def inspect(self, path: Path) -> GraphSummary:
         """Reads a model file."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What integer precisions take their ranges from.
-
-    Attributes:
-        images: (images, height, width, 3) uint8.
-        reduce_range: Whether weights keep to 7 bits, for x86 processors without VNNI, whose 16-bit sums of
-            8-bit products saturate (ONNX Runtime documentation, "Quantize ONNX models", reduce_range).
-    """
-
-    images: Images
-    reduce_range: bool = False
 
 
 def precision_label(operations: Sequence[LinearOperation]) -> str:

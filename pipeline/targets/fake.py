@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.model_source import Calibration, ModelSource
 from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
     GraphSummary,
     LinearOperation,
     TensorDescription,
@@ -29,10 +28,10 @@ class FakeTarget:
     runtime = "numpy"
     notes: Mapping[str, str] = {}
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Writes the rounded weights; the calibration set is not needed for weights."""
         del calibration
-        with np.load(network.directory / WEIGHTS_FILE) as archive:
+        with np.load(source.path) as archive:
             fields = {name: archive[name] for name in archive.files}
         weights = fields["weights"]
         if precision == "float16":

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelFileError, StageError
+from pipeline.model_source import Calibration, ModelSource
 from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
     GraphSummary,
     LinearOperation,
     TensorDescription,
@@ -31,7 +30,7 @@ class LiteRTTarget:
         "float16": "weights are stored in float16 and expanded to float32 when the file is loaded",
     }
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Converts the SavedModel.
 
         Raises:
@@ -39,7 +38,7 @@ class LiteRTTarget:
         """
         import tensorflow as tf
 
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(network.saved_model()))
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(source.path))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if precision == "float16":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -71,8 +70,8 @@ class LiteRTTarget:
 
 
 def _one_by_one(calibration: Calibration) -> Iterator[list[Any]]:
-    for image in calibration.images:
-        yield [image[None]]
+    for sample in calibration:
+        yield list(sample.values())
 
 
 class _Reader:

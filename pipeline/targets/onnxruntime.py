@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ModelFileError
+from pipeline.model_source import Calibration, ModelSource
 from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
     GraphSummary,
     LinearOperation,
     TensorDescription,
@@ -48,13 +47,13 @@ class OnnxRuntimeTarget:
         ),
     }
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Converts the SavedModel, then lowers the precision."""
         import onnx
 
         path = out_dir / f"model{self.suffix}"
         with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out_dir) as scratch:
-            model = _fold(_convert(network.saved_model()), Path(scratch))
+            model = _fold(_convert(source.path), Path(scratch))
             if precision == "float16":
                 model = _to_float16(model)
             elif precision == "int8":
@@ -203,11 +202,10 @@ def _to_int8(model: Any, calibration: Calibration, scratch: Path) -> Any:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._rows = iter(calibration.images)
+            self._samples = iter(calibration)
 
         def get_next(self) -> dict[str, Any] | None:
-            image = next(self._rows, None)
-            return None if image is None else {"image": np.ascontiguousarray(image[None])}
+            return next(self._samples, None)
 
     floating, quantized = scratch / "float.onnx", scratch / "int8.onnx"
     onnx.save(model, str(floating))

@@ -9,9 +9,8 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from pipeline.errors import ModelFileError
+from pipeline.model_source import Calibration, ModelSource
 from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
     GraphSummary,
     LinearOperation,
     TensorDescription,
@@ -46,11 +45,11 @@ class OpenVinoTarget:
         "float16": "weights are stored in float16; the CPU plugin computes in float32",
     }
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Converts the SavedModel, quantizes it for int8, and saves it."""
         import openvino as ov
 
-        model = ov.convert_model(str(network.saved_model()))
+        model = ov.convert_model(str(source.path))
         model.inputs[0].get_tensor().set_names({"image"})
         model.outputs[0].get_tensor().set_names({"logits"})
         if precision == "int8":
@@ -95,13 +94,13 @@ def _to_int8(model: Any, calibration: Calibration) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    images = [image[None] for image in calibration.images]
+    samples = list(calibration)
     # Correcting each layer's bias with the layers before it quantized costs seconds and gains decibels; the fast
     # form, NNCF's default, loses 15 points of MobileNetV3-small-050 on ImageNet (NNCF, ptq_reference_data.yaml).
     return nncf.quantize(
         model,
-        nncf.Dataset(images),
-        subset_size=len(images),
+        nncf.Dataset(samples),
+        subset_size=len(samples),
         target_device=nncf.TargetDevice.CPU,
         fast_bias_correction=False,
     )

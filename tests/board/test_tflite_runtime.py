@@ -13,9 +13,10 @@ import pytest
 
 from devices.measurement import BenchmarkSettings, Case, benchmark, predict
 from devices.profile import DeviceProfile, load_profile
+from pipeline.model_source import Calibration, ModelSource
 from pipeline.network import ModelConfig, build_network, save_network
-from pipeline.saved_model import StoredNetwork, write_saved_model
-from pipeline.targets.base import Calibration
+from pipeline.saved_model import write_saved_model
+from pipeline.signature import read_signature
 from pipeline.targets.litert import LiteRTTarget
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -50,10 +51,12 @@ def models_by_precision(tmp_path_factory: pytest.TempPathFactory, images: np.nda
             weight.assign(rng.normal(0, np.sqrt(2 / np.prod(rows)), weight.shape))
     save_network(model, directory, config=config, classes=[str(label) for label in range(10)])
     write_saved_model(model, directory)
+    source = ModelSource(directory, read_signature(directory))
+    calibration = Calibration(source.signature, {"image": images})
     exported = {}
     for precision in PRECISIONS:
         out_dir = tmp_path_factory.mktemp(precision)
-        exported[precision] = LiteRTTarget().export(StoredNetwork(directory), precision, Calibration(images), out_dir)
+        exported[precision] = LiteRTTarget().export(source, precision, calibration, out_dir)
     return exported
 
 
