@@ -41,13 +41,17 @@ class _Samples(NamedTuple):
         """What the input takes for one sample, C-contiguous."""
         if self.transform is None:
             return np.ascontiguousarray(self.stored[index]).reshape(self.feed.shape)
+        return self.prepared_row(index).reshape(self.feed.shape)
+
+    def prepared_row(self, index: int) -> Array[Any, Any]:
+        """What the transform makes of one sample, `(1, ...)`, of whatever shape that is."""
+        transform = self.transform or InputTransform()
         try:
-            value = self.transform.apply(
+            return transform.apply(
                 np.asarray(self.stored[index]), self.quantization, quantized_dtype=self.feed.dtype.name
             )
         except ValueError as error:
             raise AgentError(f"sample {index} of {self.path} for the input '{self.feed.name}': {error}") from error
-        return value.reshape(self.feed.shape)
 
 
 class _OutputFile:
@@ -246,19 +250,18 @@ def _check(samples: _Samples) -> None:
     """Refuses samples that are not what the input takes; all rows of a file are alike, so one tells."""
     feed, row = samples.feed, samples.stored[0]
     expected = feed.shape[1:] if _has_batch(feed) else feed.shape
+    received = f"{row.dtype.name} {samples.stored.shape}"
     if samples.transform is None:
-        shape, dtype, after = row.shape, row.dtype, ""
+        shape, dtype = row.shape, row.dtype
     else:
-        try:
-            value = samples.transform.apply(np.asarray(row), samples.quantization, quantized_dtype=feed.dtype.name)
-        except ValueError as error:
-            raise AgentError(f"the samples {samples.path} for the input '{feed.name}': {error}") from error
-        shape, dtype, after = value.shape[1:], value.dtype, " after the transform"
+        value = samples.prepared_row(0)
+        shape, dtype = value.shape[1:], value.dtype
+        received += f", each row {dtype.name} {shape} after the transform"
     if shape != expected or dtype != feed.dtype:
         raise AgentError(
-            f"the samples {samples.path} are {row.dtype.name} {samples.stored.shape}, each {dtype.name} {shape}"
-            f"{after}, but the model's input '{feed.name}' takes {feed.dtype.name} {expected}; preprocess them with the model's "
-            "record, or give a transform (layout, dtype, scale, offset)"
+            f"the samples {samples.path} are {received}, but the model's input '{feed.name}' takes rows "
+            f"{feed.dtype.name} {expected}; preprocess them with the model's record, or give another transform "
+            "(layout, dtype, scale, offset)"
         )
 
 

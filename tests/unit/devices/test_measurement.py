@@ -220,7 +220,7 @@ class BadData(NamedTuple):
 GOOD_IMAGES = np.zeros((2, SIDE, SIDE, 3), np.uint8)
 BAD_DATA = [
     BadData("float", GOOD_IMAGES.astype(np.float32), np.array([0, 1]), "float32"),
-    BadData("size", GOOD_IMAGES[:, 1:], np.array([0, 1]), r"\(2, 3, 4, 3\).*takes uint8 \(4, 4, 3\)"),
+    BadData("size", GOOD_IMAGES[:, 1:], np.array([0, 1]), r"\(2, 3, 4, 3\).*takes rows uint8 \(4, 4, 3\)"),
     BadData("none", GOOD_IMAGES[:0], np.array([], np.int64), "holds no samples"),
     BadData("label", GOOD_IMAGES, np.array([0, 3]), "but the model has 3 classes"),
     BadData("negative", GOOD_IMAGES, np.array([0, -1]), "labels reach from -1"),
