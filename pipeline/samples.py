@@ -36,6 +36,11 @@ def calibration_input_file(index: int) -> str:
     return f"calibration_input_{index}.npy"
 
 
+def output_file(index: int) -> str:
+    """Returns the name of the file with what an exported model answers to the reference samples."""
+    return f"output_{index}.npy"
+
+
 @dataclass(frozen=True)
 class SampleSet:
     """Samples of one split as they are stored, not yet transformed.
@@ -67,6 +72,13 @@ class SampleSet:
                 tensor.name: prepared(np.asarray(array[index]), tensor)
                 for tensor, array in zip(self.signature.inputs, arrays, strict=True)
             }
+
+
+def reference_samples(directory: Path, signature: Signature) -> SampleSet:
+    """Returns the samples of a calibrate artifact that models are compared on; labels may cover the first ones alone."""
+    files = tuple(directory / reference_input_file(index) for index in range(len(signature.inputs)))
+    labels, targets = directory / "reference_labels.npy", directory / "reference_targets.npy"
+    return SampleSet(signature, files, labels if labels.is_file() else None, targets if targets.is_file() else None)
 
 
 def sample_files(signature: Signature, files: tuple[Path, ...]) -> list[SampleFile]:
@@ -104,9 +116,7 @@ def split_samples(data: Path, split: str, signature: Signature) -> SampleSet:
                 f"({', '.join(tensor.name for tensor in signature.inputs)}); give an array for each with "
                 f"data: {{source: arrays}}."
             )
-    samples = SampleSet(
-        signature, files, labels if labels.is_file() else None, targets if targets.is_file() else None
-    )
+    samples = SampleSet(signature, files, labels if labels.is_file() else None, targets if targets.is_file() else None)
     _check(samples, split)
     return samples
 

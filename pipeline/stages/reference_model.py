@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from pipeline.errors import DataError, InputError
 from pipeline.imports import check_image_input, reference_outputs
+from pipeline.judgement import judge
 from pipeline.model_source import ModelSource
-from pipeline.quality import quality
 from pipeline.quantization.calibration_set import draw_calibration_set
 from pipeline.reference import QuantizationConfig
 from pipeline.samples import (
@@ -79,11 +79,10 @@ class ReferenceStage(Stage):
             np.save(out_dir / reference_output_file(index), outputs[tensor.name])
         signature = _completed(signature, outputs[signature.outputs[0].name], samples)
         signature.write(out_dir)
-        first = next(iter(samples))[signature.inputs[0].name]
         metrics["reference_samples"] = len(samples)
         metrics["random"] = data is None
         metrics["metric"] = signature.metric
-        metrics["quality"] = judged(signature, outputs[signature.outputs[0].name], samples, first.dtype)
+        metrics["quality"] = judge(signature, outputs[signature.outputs[0].name], samples)
         return metrics
 
     def _random_samples(self, signature: Signature, out_dir: Path) -> SampleSet:
@@ -111,23 +110,6 @@ class ReferenceStage(Stage):
         for index, path in enumerate(samples.files):
             np.save(out_dir / calibration_input_file(index), np.load(path, mmap_mode="r")[rows])
         return {"seed": self.quantization.seed, "count": len(rows), "rows": rows.tolist()}
-
-
-def judged(signature: Signature, output: npt.NDArray[Any], samples: SampleSet, dtype: Any) -> dict[str, Any]:
-    """Returns the quality of what a model answered to samples; empty where it has no metric."""
-    if signature.metric is None:
-        return {}
-    needs_inputs = signature.metric != "top1" and samples.targets is None
-    name = signature.inputs[0].name
-    inputs = np.concatenate([sample[name] for sample in samples]) if needs_inputs else np.empty((len(samples), 0), dtype)
-    return quality(
-        signature.metric,
-        output,
-        kind=signature.outputs[0].kind,
-        inputs=inputs,
-        labels=None if samples.labels is None else np.load(samples.labels),
-        targets=None if samples.targets is None else np.load(samples.targets),
-    )
 
 
 def _copied(samples: SampleSet, out_dir: Path) -> SampleSet:
