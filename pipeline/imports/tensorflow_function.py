@@ -1,0 +1,95 @@
+"""A SavedModel with one static signature, `serve`, around what TensorFlow can call; shared by two formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.imports.checks import FoundOutput
+from pipeline.saved_model import DIRECTORY
+from pipeline.signature import InputTensor
+
+SIGNATURE = "serve"
+
+_PASSES_ON = {"Identity", "IdentityN", "Cast", "StopGradient", "Reshape", "Squeeze"}
+_CALLS = {"StatefulPartitionedCall", "PartitionedCall"}
+
+
+def write_static(
+    function: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    inputs: Sequence[InputTensor],
+    keep: Any,
+    out_dir: Path,
+) -> list[FoundOutput]:
+    """Writes `saved_model/` and returns its outputs, in the order in which the function gives them.
+
+    Args:
+        function: Takes and gives tensors by name.
+        inputs: What the signature takes.
+        keep: What owns the variables and tables behind the function.
+        out_dir: Directory of the artifact.
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.keep = keep
+    order: list[str] = []
+
+    def serve(**tensors: Any) -> dict[str, Any]:
+        outputs = dict(function(tensors))
+        order[:] = outputs
+        return {name: tf.convert_to_tensor(value) for name, value in outputs.items()}
+
+    # autograph would leave its copy of this code among the temporary files
+    concrete = tf.function(serve, autograph=False).get_concrete_function(
+        **{tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in inputs}
+    )
+    tf.saved_model.save(module, str(out_dir / DIRECTORY), signatures={SIGNATURE: concrete})
+    return [_found(name, concrete.structured_outputs[name], concrete.graph) for name in order]
+
+
+def argument_names(names: Sequence[str]) -> list[str]:
+    """Returns distinct names that a signature can have, as like the given ones as can be.
+
+    `input:0` becomes `input`, and other characters than letters, digits and `_` become `_`.
+    """
+    taken: list[str] = []
+    for name in names:
+        plain = re.sub(r"\W", "_", re.sub(r":0$", "", name), flags=re.ASCII).strip("_") or "tensor"
+        plain = f"x{plain}" if plain[0].isdigit() else plain
+        unique, number = plain, 2
+        while unique in taken:
+            unique, number = f"{plain}_{number}", number + 1
+        taken.append(unique)
+    return taken
+
+
+def _found(name: str, tensor: Any, graph: Any) -> FoundOutput:
+    shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+    return FoundOutput(name, tensor.dtype.name, shape, is_softmax=_comes_from_softmax(tensor.name, graph))
+
+
+def _comes_from_softmax(tensor: str, graph: Any) -> bool:
+    """Whether a tensor comes right out of a softmax, also one within the functions that the graph calls."""
+    definition = graph.as_graph_def()
+    functions = {function.signature.name: function for function in definition.library.function}
+    nodes, wanted = {node.name: node for node in definition.node}, tensor
+    for _ in range(1000):
+        name, _, place = wanted.lstrip("^").partition(":")
+        node = nodes.get(name)
+        if node is None:
+            return False
+        if node.op in _CALLS and node.attr["f"].func.name in functions:
+            called = functions[node.attr["f"].func.name]
+            results = [argument.name for argument in called.signature.output_arg]
+            index = int(place.rpartition(":")[2] or 0)
+            if index >= len(results):
+                return False
+            nodes, wanted = {inner.name: inner for inner in called.node_def}, called.ret[results[index]]
+        elif node.op in _PASSES_ON and node.input:
+            wanted = node.input[0]
+        else:
+            return bool(node.op == "Softmax")
+    return False
