@@ -9,9 +9,12 @@ import numpy.typing as npt
 
 from pipeline.quality import loss_against, quality
 from pipeline.samples import SampleSet
-from pipeline.signature import Signature
+from pipeline.signature import OutputKind, OutputTensor, Signature
 
 Values = npt.NDArray[Any]
+
+_ROUNDING = 1e-3
+"""How far a row of probabilities may be from a sum of one."""
 
 UNJUDGED: dict[str, Any] = {
     "metric": None,
@@ -78,3 +81,25 @@ def _first_inputs(signature: Signature, samples: SampleSet, count: int) -> Value
         return np.empty((count, 0))
     name = signature.inputs[0].name
     return np.concatenate([sample[name] for _, sample in zip(range(count), samples, strict=False)])
+
+
+def completed(signature: Signature, output: npt.NDArray[Any], samples: SampleSet) -> Signature:
+    """Returns the signature with what the samples and the answers tell about the first output.
+
+    Labelled samples and one value a class make a classifier; rows that are no logits but sum to one are
+    probabilities.
+    """
+    first = signature.outputs[0]
+    metric = signature.metric
+    if metric is None and samples.labels is not None and output.ndim == 2:
+        labels = np.load(samples.labels)
+        metric = "top1" if 2 <= output.shape[1] > int(labels.max(initial=0)) else None
+    kind: OutputKind = first.kind
+    if metric == "top1" and kind == "values":
+        sums = output.astype(np.float64).sum(axis=1)
+        kind = "probabilities" if output.min() >= 0 and np.abs(sums - 1).max() < _ROUNDING else "logits"
+    shape = (1, *output.shape[1:]) if -1 in first.shape else first.shape
+    outputs = (OutputTensor(name=first.name, dtype=first.dtype, shape=shape, kind=kind), *signature.outputs[1:])
+    return Signature(
+        source=signature.source, model=signature.model, inputs=signature.inputs, outputs=outputs, metric=metric
+    )

@@ -135,7 +135,7 @@ def _auc(scores: npt.NDArray[np.float64], labels: Values) -> tuple[float, list[f
     if kinds != {0, 1}:
         raise InputError(f"auc needs labels 0 and 1, both of them; the test samples have {sorted(kinds)}.")
     generator = np.random.Generator(np.random.PCG64(0))
-    drawn = []
+    drawn: list[float] = []
     while len(drawn) < _RESAMPLES:
         rows = generator.integers(0, len(labels), len(labels))
         if 0 < labels[rows].sum() < len(labels):

@@ -75,7 +75,7 @@ class SampleSet:
 
 
 def reference_samples(directory: Path, signature: Signature) -> SampleSet:
-    """Returns the samples of a calibrate artifact that models are compared on; labels may cover the first ones alone."""
+    """Returns the samples of a calibrate artifact; labels may cover the first ones alone."""
     files = tuple(directory / reference_input_file(index) for index in range(len(signature.inputs)))
     labels, targets = directory / "reference_labels.npy", directory / "reference_targets.npy"
     return SampleSet(signature, files, labels if labels.is_file() else None, targets if targets.is_file() else None)

@@ -163,9 +163,7 @@ def _text(shape: Sequence[int | str]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def _matched(
-    kind: Literal["inputs", "outputs"], found: Sequence[FoundTensor], said: Sequence[Said]
-) -> dict[str, Said]:
+def _matched(kind: Literal["inputs", "outputs"], found: Sequence[FoundTensor], said: Sequence[Said]) -> dict[str, Said]:
     """Returns what is said about each tensor, by the tensor's name."""
     matched: dict[str, Said] = {}
     for entry in said:

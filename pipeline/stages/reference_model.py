@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError, InputError
-from pipeline.imports import check_image_input, reference_outputs
-from pipeline.judgement import judge
+from pipeline.imports.checks import check_image_input
+from pipeline.imports.reference import reference_outputs
+from pipeline.judgement import completed, judge
 from pipeline.model_source import ModelSource
 from pipeline.quantization.calibration_set import draw_calibration_set
 from pipeline.reference import QuantizationConfig
@@ -26,12 +27,9 @@ from pipeline.samples import (
     reference_output_file,
     split_samples,
 )
-from pipeline.signature import OutputKind, OutputTensor, Signature, read_signature
+from pipeline.signature import Signature, read_signature
 from pipeline.sources.samples import RandomConfig
 from pipeline.stages.base import Stage, Tell
-
-_ROUNDING = 1e-3
-"""How far a row of probabilities may be from a sum of one."""
 
 
 class ReferenceStage(Stage):
@@ -41,14 +39,17 @@ class ReferenceStage(Stage):
     `reference_output_<i>.npy`, `reference_labels.npy`, `reference_targets.npy`, `calibration_input_<i>.npy`.
 
     Attributes:
-        quantization: Which samples integer ranges come from.
+        quantization: Which samples integer ranges come from; None draws no calibration set.
         random: What is drawn where there is no `data`.
+        split: Of the data, whose samples the model answers.
     """
 
     stage: ClassVar[str] = "calibrate"
 
-    quantization: QuantizationConfig
+    quantization: QuantizationConfig | None
     random: RandomConfig | None = None
+    split: Literal["train", "validation", "test"] = "test"
+    backend: Literal["tensorflow"] = "tensorflow"
 
     def tool_names(self) -> tuple[str, ...]:
         """The frameworks that models come from."""
@@ -69,15 +70,17 @@ class ReferenceStage(Stage):
         else:
             if (data / "test_images.npy").is_file():
                 _, height, width, _ = np.load(data / "test_images.npy", mmap_mode="r").shape
-                check_image_input(signature, (height, width))
-            samples = _copied(split_samples(data, "test", signature), out_dir)
-            metrics["calibration_set"] = self._calibration_set(split_samples(data, "train", signature), out_dir)
+                signature = check_image_input(signature, (height, width))
+            samples = _copied(split_samples(data, self.split, signature), out_dir)
+            if self.quantization is not None:
+                train = split_samples(data, "train", signature)
+                metrics["calibration_set"] = _calibration_set(train, self.quantization, out_dir)
         tell({"message": f"running the model itself on {len(samples)} samples"})
         outputs = reference_outputs(ModelSource(inputs["model"], signature), samples, tell)
         _check_finite(outputs)
         for index, tensor in enumerate(signature.outputs):
             np.save(out_dir / reference_output_file(index), outputs[tensor.name])
-        signature = _completed(signature, outputs[signature.outputs[0].name], samples)
+        signature = completed(signature, outputs[signature.outputs[0].name], samples)
         signature.write(out_dir)
         metrics["reference_samples"] = len(samples)
         metrics["random"] = data is None
@@ -90,26 +93,28 @@ class ReferenceStage(Stage):
         files = []
         for index, tensor in enumerate(signature.inputs):
             shape, dtype = tensor.shape[1:], tensor.dtype
-            if tensor.transform is not None and tensor.transform.layout == "NCHW":
-                shape = (*shape[1:], shape[0])
+            if tensor.transform is not None:  # it makes the input of pixels
+                shape = (*shape[1:], shape[0]) if tensor.transform.layout == "NCHW" else shape
+                dtype = "uint8"
             path = out_dir / reference_input_file(index)
             np.save(path, random.draw(shape, dtype, index=index))
             files.append(path)
         return SampleSet(signature, tuple(files))
 
-    def _calibration_set(self, samples: SampleSet, out_dir: Path) -> dict[str, Any]:
-        """Draws the calibration set from the training split, balanced over the classes where there are labels."""
-        available, count = len(samples), self.quantization.calibration_images
-        if count > available:
-            raise DataError(
-                f"quantization.calibration_images is {count}, but the training split has {available} samples. "
-                f"Lower it or give more samples."
-            )
-        labels = np.load(samples.labels) if samples.labels is not None else np.zeros(available, np.int64)
-        rows = draw_calibration_set(labels.astype(np.int64), count, self.quantization.seed)
-        for index, path in enumerate(samples.files):
-            np.save(out_dir / calibration_input_file(index), np.load(path, mmap_mode="r")[rows])
-        return {"seed": self.quantization.seed, "count": len(rows), "rows": rows.tolist()}
+
+def _calibration_set(samples: SampleSet, config: QuantizationConfig, out_dir: Path) -> dict[str, Any]:
+    """Draws the calibration set from the training split, balanced over the classes where there are labels."""
+    available, count = len(samples), config.calibration_images
+    if count > available:
+        raise DataError(
+            f"quantization.calibration_images is {count}, but the training split has {available} samples. "
+            f"Lower it or give more samples."
+        )
+    labels = np.load(samples.labels) if samples.labels is not None else np.zeros(available, np.int64)
+    rows = draw_calibration_set(labels.astype(np.int64), count, config.seed)
+    for index, path in enumerate(samples.files):
+        np.save(out_dir / calibration_input_file(index), np.load(path, mmap_mode="r")[rows])
+    return {"seed": config.seed, "count": len(rows), "rows": rows.tolist()}
 
 
 def _copied(samples: SampleSet, out_dir: Path) -> SampleSet:
@@ -133,25 +138,3 @@ def _check_finite(outputs: Mapping[str, npt.NDArray[Any]]) -> None:
                 f"The model itself answers NaN or infinity in its output {name}: there is nothing to compare with. "
                 f"Give it samples it is made for (data: {{source: arrays}}), or mend the model."
             )
-
-
-def _completed(signature: Signature, output: npt.NDArray[Any], samples: SampleSet) -> Signature:
-    """Returns the signature with what the samples and the answers tell about the first output.
-
-    Labelled samples and one value a class make a classifier; rows that are no logits but sum to one are
-    probabilities.
-    """
-    first = signature.outputs[0]
-    metric = signature.metric
-    if metric is None and samples.labels is not None and output.ndim == 2:
-        labels = np.load(samples.labels)
-        metric = "top1" if 2 <= output.shape[1] > int(labels.max(initial=0)) else None
-    kind: OutputKind = first.kind
-    if metric == "top1" and kind == "values":
-        sums = output.astype(np.float64).sum(axis=1)
-        kind = "probabilities" if output.min() >= 0 and np.abs(sums - 1).max() < _ROUNDING else "logits"
-    shape = (1, *output.shape[1:]) if -1 in first.shape else first.shape
-    outputs = (OutputTensor(name=first.name, dtype=first.dtype, shape=shape, kind=kind), *signature.outputs[1:])
-    return Signature(
-        source=signature.source, model=signature.model, inputs=signature.inputs, outputs=outputs, metric=metric
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,19 +67,19 @@ class VerifyStage(Stage):
             )
         except DeviceError as error:
             raise StageError(f"{label} can't be run on this machine: {error.message}", details=error.details) from error
-        compared = []
+        names, compared = [output.name for output in signature.outputs], []
         for index, output in enumerate(signature.outputs):
             np.save(out_dir / output_file(index), answers[output.name])
             reference = np.load(directory / reference_output_file(index))
             classes = signature.is_classifier and index == 0
             try:
-                compared.append({"name": output.name, **parity(reference, answers[output.name], classes=classes)})
+                compared.append(parity(reference, answers[output.name], classes=classes))
             except ValueError as error:
                 raise StageError(f"{label} can't be compared with the reference: {output.name}: {error}") from error
         first = signature.outputs[0].name
         return {
             "images": len(samples),
-            "outputs": compared,
-            "parity": worst_parity([{**row, "name": None} for row in compared]),
+            "outputs": [{"name": name, **row} for name, row in zip(names, compared, strict=True)],
+            "parity": worst_parity(compared),
             **compare_quality(signature, samples, answers[first], np.load(directory / reference_output_file(0))),
         }

@@ -1,0 +1,101 @@
+"""The three forms of a recipe's model section: a network by name, the member of a family that fits, one's own file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+
+import models
+from pipeline.imports.description import ModelDescription
+from pipeline.network import ModelConfig, NetworkOptions
+from pipeline.stages.base import FrozenConfig
+
+Amount = int | float | str
+
+
+class BudgetConfig(FrozenConfig):
+    """What the network may cost; at least one limit. Amounts may be written 60M, 1.2G or 2MiB.
+
+    Attributes:
+        multiply_adds: For one image of `data.size`.
+        parameters: Of the network.
+        size_bytes: Of its weights in a float32 file.
+        peak_activation_bytes: Of its float32 activations.
+    """
+
+    multiply_adds: Amount | None = None
+    parameters: Amount | None = None
+    size_bytes: Amount | None = None
+    peak_activation_bytes: Amount | None = None
+
+    @model_validator(mode="after")
+    def _is_a_budget(self) -> Self:
+        limits = self.limits()
+        if not limits:
+            names = ", ".join(BudgetConfig.model_fields)
+            raise ValueError(f"model.budget sets no limit: give at least one of {names}.")
+        return self
+
+    def limits(self) -> dict[str, int]:
+        """Returns the limits that are set, as whole numbers.
+
+        Raises:
+            ValueError: One is no amount above 0.
+        """
+        found = {}
+        for name, value in self.model_dump(exclude_none=True).items():
+            try:
+                found[name] = models.parse_amount(value)
+            except ValueError as error:
+                raise ValueError(f"model.budget.{name}: {error}") from error
+        return found
+
+
+class BudgetModelConfig(NetworkOptions):
+    """The largest network of a family that keeps to a budget.
+
+    Attributes:
+        family: A family of `models.MODELS`, or one of its networks.
+        budget: What it may cost.
+    """
+
+    family: str
+    budget: BudgetConfig
+
+    @model_validator(mode="after")
+    def _is_a_family(self) -> Self:
+        try:
+            models.family_members(self.family)
+        except ValueError as error:
+            raise ValueError(f"model.family: {error}") from error
+        return self
+
+
+class OwnModelConfig(ModelDescription):
+    """A model of one's own, taken as it is: nothing is trained.
+
+    Attributes:
+        path: A .keras file, the directory of a SavedModel, an .onnx, a .tflite or an OpenVINO .xml file.
+    """
+
+    path: str = Field(min_length=1)
+
+
+def form_of_model(value: Any) -> str:
+    """Returns which of the three forms a model section has, by its keys."""
+    if isinstance(value, BaseModel):
+        return {OwnModelConfig: "own", BudgetModelConfig: "budget"}.get(type(value), "network")
+    keys = set(value) if isinstance(value, dict) else set()
+    if "path" in keys:
+        return "own"
+    return "budget" if keys & {"family", "budget"} else "network"
+
+
+AnyModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("network")]
+    | Annotated[BudgetModelConfig, Tag("budget")]
+    | Annotated[OwnModelConfig, Tag("own")],
+    Discriminator(form_of_model),
+]
+"""The model section of a recipe: `name`, or `family` with `budget`, or `path`."""
