@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from models import efficientnet_lite, mobilenet_v2
+from models import efficientnet_lite, mobilenet_v2, mobilenet_v4
 from models.accounting import LayerRow, count_multiply_adds, count_parameters, layer_table
 from models.blocks import default_early_stride
 from models.spec import Activation, InputKind, NetworkConfig, NetworkSpec, PublishedResult, check_input_shape
@@ -43,6 +43,11 @@ __all__ = [
 MODELS: dict[str, NetworkSpec] = {
     "mobilenet_v2": mobilenet_v2.SPEC,
     "efficientnet_lite0": efficientnet_lite.LITE0,
+    "mobilenet_v4_conv_small": mobilenet_v4.CONV_SMALL,
+    "mobilenet_v4_conv_medium": mobilenet_v4.CONV_MEDIUM,
+    "mobilenet_v4_conv_large": mobilenet_v4.CONV_LARGE,
+    "mobilenet_v4_hybrid_medium": mobilenet_v4.HYBRID_MEDIUM,
+    "mobilenet_v4_hybrid_large": mobilenet_v4.HYBRID_LARGE,
 }
 """Every network that can be built by name."""
 

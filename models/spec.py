@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MIN_RESOLUTION = 32
 """The smallest image side in pixels: the paper's strides divide the image by 32."""
 
-Activation = Literal["relu", "relu6", "hard_swish", "swish"]
+Activation = Literal["relu", "relu6", "hard_swish", "swish", "gelu"]
 """The nonlinearities that networks are built with."""
 
 InputKind = Literal["image", "features"]
