@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import EdgeshipError, ModelFileError
-from pipeline.imports.base import Imported, Importer, one_line
+from pipeline.imports.base import Imported, Importer, one_line, printable
 from pipeline.imports.checks import check_image_input
 from pipeline.imports.description import InputDescription, ModelDescription, OutputDescription
 from pipeline.imports.formats import TITLES, ModelFormat, format_of, model_fingerprint
@@ -59,15 +59,14 @@ def import_with_parameters(path: Path, out_dir: Path, description: ModelDescript
     try:
         imported = IMPORTERS[kind](path, out_dir, description)
     except EdgeshipError as error:
-        if str(path) in error.message:
-            raise
-        raise type(error)(f"{path} can't be used: {error.message}", details=error.details) from error
+        message = f"{path} can't be used: {printable(error.message)}"
+        raise type(error)(message, details=error.details) from error
     except Exception as error:
         trouble = store_trouble(error, out_dir)
         if trouble is not None:
             raise trouble from error
         raise ModelFileError(
-            f"{path} can't be read as a {TITLES[kind]}: {type(error).__name__}: {one_line(error)}. Expected a whole "
+            f"{path} can't be read as {TITLES[kind]}: {type(error).__name__}: {one_line(error)}. Expected a whole "
             f"model as its exporter writes it; export it again."
         ) from error
     imported.signature.write(out_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from pipeline.imports.description import ModelDescription
 from pipeline.signature import InputTensor, Signature
 
 MAX_REASON = 400
+
+_NOISE = re.compile(r"\x1b\[[0-9;]*m|Exception from [\w./-]+:\d+:")
+"""Colours, and where in OpenVINO's source an exception came from."""
 
 
 class Imported(NamedTuple):
@@ -31,9 +35,15 @@ Importer = Callable[[Path, Path, ModelDescription], Imported]
 """Takes the model's path, an existing directory to write into, and the description."""
 
 
+def printable(text: str) -> str:
+    """Returns a text that may hold what a damaged file had in it, as one line that every terminal can show."""
+    line = " ".join(_NOISE.sub("", text).split())
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
 def one_line(error: BaseException | str) -> str:
     """Returns what an error of a library says as one line of bounded length, without a full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(str(error)) or type(error).__name__
     return (text if len(text) <= MAX_REASON else text[:MAX_REASON] + "…").rstrip(".")
 
 

@@ -107,12 +107,13 @@ def make_signature(
     return Signature(source=source, model=model, inputs=inputs, outputs=resolved, metric=description.metric)
 
 
-def check_image_input(signature: Signature, size: tuple[int, int]) -> Signature:
+def check_image_input(signature: Signature, size: tuple[int, int], *, channels: int = 3) -> Signature:
     """Returns the signature of a model that is fed with images, the layout of its input settled.
 
     Args:
         signature: Of the model.
         size: (height, width) of the images that the data gives.
+        channels: Of these images.
 
     Raises:
         InputError: The model has several inputs, or one that takes no images of this size, or it is not said how
@@ -137,6 +138,12 @@ def check_image_input(signature: Signature, size: tuple[int, int]) -> Signature:
         raise InputError(
             f"Input {tensor.name} takes images of {found[0]}x{found[1]} (height x width), but the data gives "
             f"{size[0]}x{size[1]}. Set data.size: [{found[0]}, {found[1]}], or export the model for the other size."
+        )
+    taken = tensor.shape[3] if layout == "NHWC" else tensor.shape[1]
+    if taken != channels:
+        raise InputError(
+            f"Input {tensor.name} takes images of {taken} channels, but the data gives {channels}. Export a model that "
+            f"takes {channels}, or give the data as arrays of the model's shape."
         )
     if tensor.transform is None and (tensor.dtype.startswith("float") or tensor.dtype == "int8"):
         raise InputError(
@@ -210,7 +217,12 @@ def _input(found: FoundTensor, said: InputDescription) -> InputTensor:
             f"or leave it out, and say with scale and offset how the data becomes it."
         )
     shape = _static_shape(found, said)
-    return InputTensor(name=found.name, dtype=dtype, shape=shape, transform=_transform(found, shape, said))
+    tensor = InputTensor(name=found.name, dtype=dtype, shape=shape, transform=_transform(found, shape, said))
+    try:
+        tensor.board_transform()
+    except ValueError as error:
+        raise InputError(f"model.inputs says of {found.name} what can't be computed: {error}.") from error
+    return tensor
 
 
 def _numeric(kind: str, found: FoundTensor) -> str:

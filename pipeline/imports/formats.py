@@ -17,11 +17,11 @@ from pipeline.imports import wire
 ModelFormat = Literal["keras", "saved_model", "onnx", "tflite", "openvino"]
 
 TITLES: dict[ModelFormat, str] = {
-    "keras": "Keras model",
-    "saved_model": "TensorFlow SavedModel",
-    "onnx": "ONNX model",
-    "tflite": "TensorFlow Lite model",
-    "openvino": "OpenVINO model",
+    "keras": "a Keras model",
+    "saved_model": "a TensorFlow SavedModel",
+    "onnx": "an ONNX model",
+    "tflite": "a TensorFlow Lite model",
+    "openvino": "an OpenVINO model",
 }
 
 EXPECTED = "a .keras file, a SavedModel directory, an .onnx, a .tflite or an OpenVINO .xml file"
@@ -268,7 +268,7 @@ def _mismatch(path: Path, expected: str) -> ModelFileError:
 
 def _damaged(path: Path, kind: ModelFormat, reason: str) -> ModelFileError:
     return ModelFileError(
-        f"{path} is damaged or cut off ({reason.rstrip('.')}). Expected a whole {TITLES[kind]}; copy or export it "
+        f"{path} is damaged or cut off ({reason.rstrip('.')}). Expected the whole of {TITLES[kind]}; copy or export it "
         f"again."
     )
 

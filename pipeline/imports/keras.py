@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import InputError, ModelFileError
 from pipeline.imports.base import Imported, one_line
-from pipeline.imports.checks import FoundTensor, make_signature, resolve_inputs
+from pipeline.imports.checks import FoundTensor, distinct_names, make_signature, resolve_inputs
 from pipeline.imports.description import ModelDescription
 from pipeline.imports.tensorflow_function import argument_names, write_static
 from pipeline.saved_model import DIRECTORY
@@ -20,6 +20,9 @@ _UNKNOWN = re.compile(
     r"Unknown (?:layer|activation function|object|class)[^'\"]*['\"]([\w>.]+)['\"]|"
     r"[Cc]ould not locate (?:class|function) '([\w>.]+)'"
 )
+_COUNTED = re.compile(r"keras_tensor(_\d+)?")
+"""A name that Keras made up while it loaded the model; the next time it is another."""
+
 _AS_SAVED_MODEL = (
     "Edgeship can't load code: in the program that defines it, write the model as a SavedModel with "
     "model.export('my_model') and give that directory"
@@ -38,7 +41,7 @@ def import_keras(path: Path, out_dir: Path, description: ModelDescription) -> Im
     functional = getattr(model, "_functional", None) or model
     tensors = list(functional.inputs)
     original = _input_names(functional, tensors)
-    names = argument_names(original)
+    names = argument_names(distinct_names(["" if _COUNTED.fullmatch(name) else name for name in original], "input"))
     found = [
         FoundTensor(name, _dtype(tensor), tuple(tensor.shape), known_as=(known, tensor.name))
         for name, known, tensor in zip(names, original, tensors, strict=True)
@@ -130,7 +133,7 @@ def _refuse_code(path: Path) -> None:
     if lambdas:
         raise ModelFileError(
             f"The model holds Python code in its layer {', '.join(lambdas)}, which is never run from a file. "
-            f"Replace it by layers of Keras, or: {_AS_SAVED_MODEL}."
+            f"Replace it by layers of Keras. {_AS_SAVED_MODEL}."
         )
     if found:
         raise _custom(found)
@@ -195,4 +198,6 @@ def _is_of_keras(value: Mapping[str, Any]) -> bool:
     if isinstance(registered, str) and ">" in registered and not registered.startswith("keras"):
         return False
     module = value.get("module")
+    if module is None and "module" in value and isinstance(registered, str):
+        return False  # a class of the program that saved the model
     return not isinstance(module, str) or module.split(".")[0] in {"keras", "builtins", "tf_keras"}

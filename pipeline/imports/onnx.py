@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ModelFileError
+from pipeline.errors import InputError, ModelFileError
 from pipeline.imports.base import Imported, check_loads, one_line
-from pipeline.imports.checks import FoundOutput, FoundTensor, make_signature, resolve_inputs
+from pipeline.imports.checks import FoundOutput, FoundTensor, make_signature, resolve_inputs, shape_text
 from pipeline.imports.description import ModelDescription
 from pipeline.imports.formats import external_files
 
@@ -31,7 +31,7 @@ def import_onnx(path: Path, out_dir: Path, description: ModelDescription) -> Imp
         InputError: It does not fit the description.
     """
     import onnx
-    from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
+    from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 
     model = onnx.load(str(path), load_external_data=False)
     _refuse_custom_operations(model)
@@ -45,27 +45,39 @@ def import_onnx(path: Path, out_dir: Path, description: ModelDescription) -> Imp
     parameters = _parameters(model)
     for tensor in inputs:
         _give_shape(model.graph, tensor.name, len(tensor.shape))
-        make_input_shape_fixed(model.graph, tensor.name, list(tensor.shape))
+        try:
+            make_input_shape_fixed(model.graph, tensor.name, list(tensor.shape))
+        except ValueError as error:
+            raise InputError(
+                f"Input {tensor.name} can't have the shape {shape_text(tensor.shape)}: {one_line(error)}. Dimensions "
+                f"that the file gives one name must be equal in all inputs; state them so with model.inputs."
+            ) from error
     small = size_bytes < MAX_BYTES
     if small:
-        _check(model, onnx)
-        _forget_free_shapes(model.graph)
-        fix_output_shapes(model)
+        _infer_and_check(model, onnx)
     target = out_dir / MODEL
     onnx.save(
         model, str(target), save_as_external_data=not small, location=None if small else WEIGHTS, size_threshold=1024
     )
     if not small:
-        _check(str(target), onnx)
+        _infer_and_check(target, onnx)
     check_loads("onnxruntime", target, inputs)
     outputs = [_found_output(value, model.graph) for value in model.graph.output]
     return Imported(make_signature("onnx", MODEL, inputs, outputs, description), parameters)
 
 
-def _check(model: Any, onnx: Any) -> None:
+def _infer_and_check(model: Any, onnx: Any) -> None:
+    """Gives a model the shapes that follow from its inputs, and checks it; a path is of one too large for that."""
+    from onnxruntime.tools.onnx_model_utils import fix_output_shapes
+
     try:
+        if isinstance(model, Path):
+            onnx.checker.check_model(str(model))
+            return
+        _forget_free_shapes(model.graph)
+        fix_output_shapes(model)
         onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise ModelFileError(
             f"It is no valid ONNX model: {one_line(error)}. Export it again, with a later exporter if there is one."
         ) from error

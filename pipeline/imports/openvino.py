@@ -83,7 +83,7 @@ def _dtype(port: Any) -> str:
 def _is_softmax(port: Any) -> bool:
     node = port.get_node()
     for _ in range(100):
-        if node.get_type_name() == "SoftMax":
+        if node.get_type_name().lower() == "softmax":
             return True
         if node.get_type_name() not in {"Result", *_PASSES_ON} or not node.inputs():
             return False

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.imports.checks import FoundOutput
+from pipeline.errors import InputError
+from pipeline.imports.base import one_line
+from pipeline.imports.checks import FoundOutput, shape_text
 from pipeline.saved_model import DIRECTORY
 from pipeline.signature import InputTensor
 
@@ -30,6 +32,9 @@ def write_static(
         inputs: What the signature takes.
         keep: What owns the variables and tables behind the function.
         out_dir: Directory of the artifact.
+
+    Raises:
+        InputError: The function does not take inputs of these shapes.
     """
     import tensorflow as tf
 
@@ -42,10 +47,16 @@ def write_static(
         order[:] = outputs
         return {name: tf.convert_to_tensor(value) for name, value in outputs.items()}
 
-    # autograph would leave its copy of this code among the temporary files
-    concrete = tf.function(serve, autograph=False).get_concrete_function(
-        **{tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in inputs}
-    )
+    specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in inputs}
+    try:
+        # autograph would leave its copy of this code among the temporary files
+        concrete = tf.function(serve, autograph=False).get_concrete_function(**specs)
+    except Exception as error:
+        shapes = ", ".join(f"{tensor.name} {shape_text(tensor.shape)}" for tensor in inputs)
+        raise InputError(
+            f"The model can't be run with the inputs {shapes}: {one_line(error)}. State shapes that it takes with "
+            f"model.inputs, or mend the model."
+        ) from error
     tf.saved_model.save(module, str(out_dir / DIRECTORY), signatures={SIGNATURE: concrete})
     return [_found(name, concrete.structured_outputs[name], concrete.graph) for name in order]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def import_tflite(path: Path, out_dir: Path, description: ModelDescription) -> I
         InputError: It does not fit the description.
     """
     content = path.read_bytes()
-    graph = _Graph(content)
+    graph = _read(content)
     _refuse_custom_operations(graph)
     interpreter = _interpreter(content)
     found, given = interpreter.get_input_details(), interpreter.get_output_details()
@@ -73,6 +74,15 @@ def _interpreter(content: bytes) -> Any:
     except (RuntimeError, ValueError) as error:
         raise ModelFileError(
             f"LiteRT can't load it: {one_line(error)}. Expected a whole .tflite file; export it again."
+        ) from error
+
+
+def _read(content: bytes) -> _Graph:
+    try:
+        return _Graph(content)
+    except (struct.error, TypeError, ValueError, IndexError) as error:
+        raise ModelFileError(
+            f"It is damaged or cut off: {one_line(error)}. Expected a whole .tflite file; copy or export it again."
         ) from error
 
 

@@ -53,8 +53,8 @@ class ImportStage(Stage):
             return None
         title = TITLES[format_of(Path(self.path))]
         return ModelFileError(
-            f"{self.path} crashes the {title.removesuffix(' model')} parser: it is damaged or no such file (the "
-            f"process that read it {end}). Expected a whole {title}; copy or export it again.",
+            f"{self.path} crashes the parser of its format: it is damaged or not {title} (the process that read it "
+            f"{end}). Expected the whole of {title}; copy or export it again.",
             details=last_words,
         )
 
@@ -66,7 +66,7 @@ class ImportStage(Stage):
         """
         path = Path(self.path)
         kind = format_of(path)
-        tell({"message": f"reading the {TITLES[kind]} {path.name}"})
+        tell({"message": f"reading {path.name}, {TITLES[kind]}"})
         imported = import_with_parameters(path, out_dir, self.description)
         return {
             "format": kind,
