@@ -88,11 +88,9 @@ class ModelConfig(NetworkOptions):
                 f"model.path."
             )
         if self.phi is not None:
-            given = [name for name in ("width", "depth") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(
-                    f"phi stands for width and depth, but {' and '.join(given)} is given too: leave it out."
-                )
+            beside = " and ".join(name for name in ("width", "depth") if getattr(self, name) is not None)
+            if beside:
+                raise ValueError(f"phi stands for width and depth, but {beside} is given too: leave one out.")
             if not (spec.has_width and spec.has_depth):
                 raise ValueError(f"phi is {self.phi:g}, but {self.name} has no compound scaling: leave it out.")
         neutral = {"width": 1.0, "depth": 1.0, "activation": spec.activation, "squeeze_excite": spec.squeeze_excite}
