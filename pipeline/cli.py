@@ -402,22 +402,9 @@ def convert(
     if as_json:
         click.echo(json.dumps({"model": str(model), "files": rows, "failures": failures}, indent=2))
     else:
-        cells = [(Path(row["path"]).name, row["target"], row["precision"], f"{row['size_bytes'] / 1024:,.1f}",
-                  f"{row['parity']['max_logit_difference']:.1e}", _cell(row["parity"]["snr_db"], 1),
-                  _cell(row["accuracy"], 4), _cell(row["accuracy_drop"], 4),
-                  "failed" if any(not gate["passed"] for gate in row["gates"]) else "passed") for row in rows]  # fmt: skip
-        columns = (
-            "file",
-            "target",
-            "precision",
-            "size KiB",
-            "largest difference",
-            "SNR dB",
-            "accuracy",
-            "drop",
-            "gates",
-        )
-        _print_table(f"{model} in {out_dir}", columns, cells)
+        columns = ("file", "target", "precision", "size KiB", "largest difference", "SNR dB", "accuracy", "drop",
+                   "gates")  # fmt: skip
+        _print_table(f"{model} in {out_dir}", columns, [_converted_cells(row) for row in rows])
     for message in failures:
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
     for error in result.failures:

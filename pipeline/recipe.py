@@ -6,11 +6,12 @@ Every message names the file and the line, or the `--set` that brought the value
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeGuard, get_args, get_origin
@@ -166,8 +167,9 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
 def recipe_schema() -> dict[str, Any]:
     """Returns the JSON schema of a recipe file, `matrix` included, for editors that complete YAML."""
     schema = Recipe.model_json_schema()
-    for part in (schema, *schema["$defs"].values()):
-        _describe_fields(part)
+    _describe_fields(schema)
+    for name, part in schema["$defs"].items():
+        _describe_fields(part, _inherited(name))
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Edgeship recipe"
     schema["properties"]["matrix"] = {
@@ -178,17 +180,30 @@ def recipe_schema() -> dict[str, Any]:
     return schema
 
 
-def _describe_fields(schema: dict[str, Any]) -> None:
-    """Moves what a class's docstring says about its fields to the fields."""
+def _describe_fields(schema: dict[str, Any], inherited: Sequence[str] = ()) -> None:
+    """Moves what a class's docstring, and those of the classes above it, say about fields to the fields."""
     summary, _, section = schema.get("description", "").partition("\n\nAttributes:\n")
-    if not section:
-        return
-    schema["description"] = summary
-    entries = re.split(r"^    (?=\w+:)", section.partition("\n\n")[0], flags=re.MULTILINE)
-    for entry in entries[1:]:
-        name, _, text = entry.partition(":")
-        if name in schema["properties"]:
-            schema["properties"][name]["description"] = " ".join(text.split())
+    if section:
+        schema["description"] = summary
+    for text in (section, *inherited):
+        entries = re.split(r"^    (?=\w+:)", text.partition("\n\n")[0], flags=re.MULTILINE)
+        for entry in entries[1:]:
+            name, _, words = entry.partition(":")
+            if name in schema["properties"]:
+                schema["properties"][name].setdefault("description", " ".join(words.split()))
+
+
+def _inherited(name: str) -> list[str]:
+    """Returns the attribute sections of the classes above a config class."""
+    above = next((known.__mro__[1:] for known in _subclasses(FrozenConfig) if known.__name__ == name), ())
+    documents = [inspect.getdoc(each) or "" for each in above if _is_model(each) and each.__module__ != "pydantic.main"]
+    return [text.partition("\n\nAttributes:\n")[2] for text in documents]
+
+
+def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _subclasses(below)
 
 
 def _validate(source: YamlSource) -> Recipe:

@@ -375,8 +375,12 @@ def check_against_schema(value: Any, schema: Any, definitions: Any) -> None:
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "oneOf" in schema:
-        chosen = schema["discriminator"]["mapping"][value[schema["discriminator"]["propertyName"]]]
-        schema = definitions[chosen.rpartition("/")[2]]
+        if "discriminator" in schema:
+            chosen = schema["discriminator"]["mapping"][value[schema["discriminator"]["propertyName"]]]
+            schema = definitions[chosen.rpartition("/")[2]]
+        else:
+            members = [definitions[member["$ref"].rpartition("/")[2]] for member in schema["oneOf"]]
+            (schema,) = [member for member in members if set(member["required"]) <= set(value)]
     if schema.get("type") == "object" and "properties" in schema:
         assert schema["additionalProperties"] is False
         assert set(value) <= set(schema["properties"])
