@@ -1,4 +1,4 @@
-"""What the network families share: rounding of channels, the contract's two ends, inverted residuals.
+"""What the network families share: rounding of channels, the contract's two ends, convolution blocks, gates.
 
 Convolutions pad with "same" only. At stride 2 that equals the explicit padding of `keras.applications`
 (`correct_pad`, then "valid") for even and odd sizes, and saves one operator a block on the board.
@@ -6,7 +6,7 @@ Convolutions pad with "same" only. At stride 2 that equals the explicit padding 
 Layers are named after their place, so that a report or a list of float layers can name them: `rescaling`,
 `stem_conv`, `block_03_expand`, `block_03_expand_bn`, `block_03_expand_relu6`, `block_03_depthwise`,
 `block_03_squeeze_reduce`, `block_03_project`, `block_03_drop_path`, `block_03_add`, `head_conv`, `head_pool`,
-`head_dropout`, `logits`.
+`head_dropout`, `logits`. A fused block has `block_03_fused` for both `_expand` and `_depthwise`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,17 @@ class Rescaling:
 
 SIGNED_UNIT = Rescaling(scale=1 / 127.5, offset=-1.0)
 """0..255 to -1..1, as the MobileNets take it."""
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+_RED, _GREEN, _BLUE = zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True)
+
+IMAGENET_STATISTICS = Rescaling(
+    scale=(1 / (255 * _RED[1]), 1 / (255 * _GREEN[1]), 1 / (255 * _BLUE[1])),
+    offset=(-_RED[0] / _RED[1], -_GREEN[0] / _GREEN[1], -_BLUE[0] / _BLUE[1]),
+)
+"""0..255 to mean 0 and deviation 1 over ImageNet, channel by channel, as EfficientNet takes it
+(tensorflow/tpu, models/official/efficientnet/main.py, MEAN_RGB and STDDEV_RGB)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +89,14 @@ class Stage:
     """A run of inverted residual blocks with the same number of output channels.
 
     Args:
-        expansion: Factor from a block's input channels to the channels of its depthwise convolution.
+        expansion: Factor from a block's input channels to the channels between its convolutions.
         filters: Output channels.
         repeats: Number of blocks.
         stride: Stride of the first block; the others have 1.
-        kernel_size: Side of the depthwise kernel.
-        squeeze_ratio: Share of a block's input channels that its squeeze keeps, where the network gates channels.
+        kernel_size: Side of the depthwise kernel, or of the fused one.
+        squeeze_ratio: Share of a block's input channels that its squeeze keeps, where the network gates channels;
+            0 for blocks that never have a gate.
+        fused: Whether one convolution takes the place of the expansion and the depthwise convolution.
     """
 
     expansion: int
@@ -92,6 +105,7 @@ class Stage:
     stride: int
     kernel_size: int = 3
     squeeze_ratio: float = 0.25
+    fused: bool = False
 
 
 def make_divisible(value: float, divisor: int = 8, *, min_value: int | None = None) -> int:
@@ -129,8 +143,9 @@ def early_strides(height: int, width: int, *, early_stride: bool) -> tuple[int, 
     | 49 pixels and more | 1 | 2 | 1/16 of the side: 4x4 for 64, 6x6 for 95 |
 
     So a 32x32 or a 64x64 image costs about what the paper's network costs at 128x128. The first shrinking
-    stage is the one with 24 output channels, from block 1, in MobileNetV2 and in EfficientNet-Lite. A block
-    whose stride becomes 1 follows the usual rule: it has a residual if its number of channels stays the same.
+    block is block 1 in most families (the first with 24 output channels in MobileNetV2 and in EfficientNet),
+    block 0 in MobileNetV3-Small, and the first of the second stage in EfficientNetV2. A block whose stride
+    becomes 1 follows the usual rule: it has a residual if its number of channels stays the same.
 
     Args:
         height: Image height in pixels.
@@ -295,6 +310,49 @@ def inverted_residual(
     return x
 
 
+def fused_inverted_residual(
+    x: keras.KerasTensor,
+    filters: int,
+    style: Style,
+    *,
+    expanded: int,
+    kernel_size: int,
+    stride: int,
+    name: str,
+    squeeze: SqueezeExcite | None = None,
+    drop_path: float = 0.0,
+) -> keras.KerasTensor:
+    """Inverted residual whose first two convolutions are one (EfficientNetV2, arXiv:2104.00298, figure 2).
+
+    Where nothing is expanded, that convolution is the whole block, with its activation.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        filters: Output channels.
+        style: What all blocks share.
+        expanded: Channels between the two convolutions.
+        kernel_size: Side of the first kernel.
+        stride: Step of the first kernel.
+        name: What the layers' names start with.
+        squeeze: The gate after the first convolution, if there is one.
+        drop_path: See `residual`.
+
+    Returns:
+        `(batch, ceil(height / stride), ceil(width / stride), filters)`.
+    """
+    block_input, channels = x, x.shape[-1]
+    single = expanded == channels
+    x = conv_batch_norm(
+        x, filters if single else expanded, style, kernel_size=kernel_size, stride=stride, name=f"{name}_fused"
+    )
+    x = squeeze_excite(x, squeeze, name=name)
+    if not single:
+        x = conv_batch_norm(x, filters, style, name=f"{name}_project", linear=True)
+    if stride == 1 and channels == filters:
+        x = residual(x, block_input, drop_path=drop_path, name=name)
+    return x
+
+
 def image_input(config: NetworkConfig, rescaling: Rescaling) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """The contract's first end: `image`, uint8, and the same scaled to the network's range, float32."""
     import keras
@@ -360,28 +418,38 @@ def inverted_residual_network(
     import keras
 
     style = style or Style(activation=config.activation, momentum=config.batch_norm_momentum)
-    stem_stride, first_stage_stride = early_strides(*config.image_size, early_stride=config.early_stride)
-    first_shrinking = next(index for index, stage in enumerate(stages) if stage.stride > 1)
-    num_blocks = sum(stage.repeats for stage in stages)
+    stem_stride, _ = early_strides(*config.image_size, early_stride=config.early_stride)
 
     image, x = image_input(config, rescaling)
     x = conv_batch_norm(x, stem_filters, style, kernel_size=3, stride=stem_stride, name="stem_conv")
+    x = _body(x, config, stages, style)
+    x = conv_batch_norm(x, head_filters, style, name="head_conv")
+    return keras.Model(image, classifier(pool(x), config), name=name)
+
+
+def _body(x: keras.KerasTensor, config: NetworkConfig, stages: Sequence[Stage], style: Style) -> keras.KerasTensor:
+    """The stages of inverted residuals; `(batch, height, width, channels)` in and out."""
+    _, first_stage_stride = early_strides(*config.image_size, early_stride=config.early_stride)
+    first_shrinking = next(index for index, stage in enumerate(stages) if stage.stride > 1)
+    num_blocks = sum(stage.repeats for stage in stages)
     block = 0
     for index, stage in enumerate(stages):
         stage_stride = first_stage_stride if index == first_shrinking else stage.stride
+        make_block = fused_inverted_residual if stage.fused else inverted_residual
         for repeat in range(stage.repeats):
-            squeezed = max(1, int(x.shape[-1] * stage.squeeze_ratio))
-            x = inverted_residual(
+            channels = x.shape[-1]
+            gated = config.squeeze_excite and stage.squeeze_ratio > 0
+            squeezed = max(1, int(channels * stage.squeeze_ratio))
+            x = make_block(
                 x,
                 stage.filters,
                 style,
-                expanded=stage.expansion * x.shape[-1],
+                expanded=stage.expansion * channels,
                 kernel_size=stage.kernel_size,
                 stride=stage_stride if repeat == 0 else 1,
-                squeeze=SqueezeExcite(filters=squeezed, activation=style.activation) if config.squeeze_excite else None,
+                squeeze=SqueezeExcite(filters=squeezed, activation=style.activation) if gated else None,
                 drop_path=config.drop_path * block / num_blocks,
                 name=f"block_{block:02d}",
             )
             block += 1
-    x = conv_batch_norm(x, head_filters, style, name="head_conv")
-    return keras.Model(image, classifier(pool(x), config), name=name)
+    return x

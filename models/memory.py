@@ -120,8 +120,8 @@ def file_size_bytes(model: keras.Model, *, precision: Precision) -> int:
     if precision != "int8":
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}.")
     channels = sum(_output_channels(layer) for layer in model.layers)
-    biases = folded - sum(math.prod(weight.shape) for layer in model.layers for weight in _kernels(layer))
-    return folded - biases + _QUANTIZED_CHANNEL_BYTES * channels
+    weights = sum(math.prod(weight.shape) for layer in model.layers for weight in _kernels(layer))
+    return int(weights + _QUANTIZED_CHANNEL_BYTES * channels)
 
 
 def _kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -129,7 +129,7 @@ def _kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def _output_channels(layer: keras.layers.Layer) -> int:
-    return layer.output.shape[-1] if _kernels(layer) else 0
+    return int(layer.output.shape[-1]) if _kernels(layer) else 0
 
 
 @dataclass

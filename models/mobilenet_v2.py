@@ -1,4 +1,8 @@
-"""MobileNetV2: Inverted Residuals and Linear Bottlenecks (Sandler et al., CVPR 2018, arXiv:1801.04381)."""
+"""MobileNetV2: Inverted Residuals and Linear Bottlenecks (Sandler et al., CVPR 2018, arXiv:1801.04381).
+
+Gates, which the paper does not have, sit after each depthwise convolution and keep a quarter of the block's
+input channels, as in MnasNet (Tan et al., CVPR 2019, arXiv:1807.11626).
+"""
 
 from __future__ import annotations
 

@@ -5,11 +5,13 @@ Our own modules are imported inside the commands, so that `edgeship --help` answ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -547,51 +549,174 @@ def models_group() -> None:
 
 
 @command(models_group, "list")
+@click.option("--family", help="Only the networks of this family.")
 @_JSON
-def models_list(as_json: bool) -> None:
-    """List the networks with their parameters, multiply-adds and published accuracy."""
-    rows = _with_quiet_backend(lambda models: [models.describe(name) for name in models.MODELS])
+def models_list(family: str | None, as_json: bool) -> None:
+    """List the networks: what they cost for one image, and their published accuracy.
+
+    Memory is the peak of the activations in float32; parameters and multiply-adds are those of 1,000 classes.
+    """
+    from pipeline.model_tables import LIST_COLUMNS, list_tables
+
+    models = _quiet_models()
+    names = [spec.name for spec in models.MODELS.values() if family in (None, spec.family)]
+    if not names:
+        families = ", ".join(sorted({spec.family for spec in models.MODELS.values()}))
+        raise _input_error(f"There is no family {family!r}, expected one of {families}.")
+    rows = [models.describe(name) for name in names]
     if as_json:
         click.echo(json.dumps({"models": rows}, indent=2))
         return
-    cells = [
-        (row["name"], row["family"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.0f} M",
-         "x".join(map(str, row["resolution"])), "-" if row["top1"] is None else f"{row['top1']:.1f} %", row["source"])
-        for row in rows
-    ]  # fmt: skip
-    _print_table("", ("name", "family", "parameters", "multiply-adds", "resolution", "top-1", "source"), cells)
+    tables, sources = list_tables(rows)
+    _print_sections(LIST_COLUMNS, tables)
+    for number, source in enumerate(sources, start=1):
+        click.echo(f"{number}  {source}")
+
+
+_NETWORK_OPTIONS = (
+    click.option("--size", type=(int, int), metavar="HEIGHT WIDTH", help="Image size in pixels; default the paper's."),
+    click.option("--width", type=float, default=1.0, show_default=True, help="Factor on the number of channels."),
+    click.option("--depth", type=float, default=1.0, show_default=True, help="Factor on the number of blocks."),
+    click.option("--classes", type=int, help="Number of logits; default the paper's."),
+    click.option("--activation", help="The principal nonlinearity, such as relu6; default the paper's."),
+    click.option("--squeeze-excite/--no-squeeze-excite", default=None, help="Gates on channels; default the paper's."),
+    click.option("--early-stride/--no-early-stride", default=None,
+                 help="First strides of the paper, or of the variant for small images; default by the size."),
+)  # fmt: skip
+
+
+def _network_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `models.build`, gathered in one argument."""
+
+    @functools.wraps(function)
+    def gathered(
+        size: tuple[int, int] | None,
+        width: float,
+        depth: float,
+        classes: int | None,
+        activation: str | None,
+        squeeze_excite: bool | None,
+        early_stride: bool | None,
+        **kwargs: Any,
+    ) -> Any:
+        options = {
+            "input_shape": None if size is None else (*size, 3),
+            "num_classes": classes,
+            "width": width,
+            "depth": depth,
+            "activation": activation,
+            "squeeze_excite": squeeze_excite,
+            "early_stride": early_stride,
+        }
+        return function(options=options, **kwargs)
+
+    for option in reversed(_NETWORK_OPTIONS):
+        gathered = option(gathered)
+    return gathered
 
 
 @command(models_group, "show")
 @click.argument("name")
-@click.option("--size", type=(int, int), default=None, metavar="HEIGHT WIDTH", help="Image size in pixels.")
-@click.option("--width", type=float, default=1.0, show_default=True, help="Width multiplier.")
-@click.option("--classes", type=click.IntRange(2), default=1000, show_default=True, help="Number of logits.")
+@_network_options
 @_JSON
-def models_show(name: str, size: tuple[int, int] | None, width: float, classes: int, as_json: bool) -> None:
-    """Show a network's facts and its layers."""
+def models_show(name: str, options: dict[str, Any], as_json: bool) -> None:
+    """Show a network's facts and its layers.
+
+    A layer's memory is what is alive while it runs; a layer without is folded, fused or gone on a board.
+    """
+    from pipeline.model_tables import LAYER_COLUMNS, fact_lines, layer_rows
+
+    models = _quiet_models()
+    with _bad_input():
+        facts = models.describe(name, with_layers=True, **_checked_size(models, name, options))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    _print_pairs(fact_lines(facts))
+    _print_table("", LAYER_COLUMNS, layer_rows(facts["layers"]))
+
+
+@command(models_group, "scale")
+@click.argument("family")
+@click.option("--phi", type=float, help="A compound coefficient: 0 is the base network, 7 is about EfficientNet-B7.")
+@click.option("--multiply-adds", metavar="AMOUNT", help="At most so many, such as 60M or 1.2G.")
+@click.option("--parameters", metavar="AMOUNT", help="At most so many, such as 3M.")
+@click.option("--size-bytes", metavar="AMOUNT", help="Weights of the file at most, such as 2MB or 2MiB.")
+@click.option("--peak-activation-bytes", metavar="AMOUNT", help="Activations at most, such as 512KiB.")
+@click.option("--precision", type=click.Choice(["float32", "int8"]), default="int8", show_default=True,
+              help="Of the file that bytes are for.")  # fmt: skip
+@click.option("--resolution", type=int, help="Side of the image in pixels; default the paper's, scaled by phi.")
+@click.option("--classes", type=int, help="Number of logits; default the paper's.")
+@_JSON
+def models_scale(
+    family: str, phi: float | None, precision: Any, resolution: int | None, classes: int | None, as_json: bool,
+    **limits: str | None,
+) -> None:  # fmt: skip
+    """Find the member of FAMILY at a compound coefficient, or the largest that keeps within a budget."""
     from dataclasses import asdict
 
+    from pipeline.model_tables import member_lines
+
+    _quiet_models()
+    from models.scaling import Budget, compound_member, fit_budget, parse_amount
+
+    with _bad_input():
+        shape = None if resolution is None else (resolution, resolution, 3)
+        given = {name: parse_amount(amount) for name, amount in limits.items() if amount is not None}
+        if (phi is None) == (not given):
+            raise _input_error("Expected either --phi or limits, such as --multiply-adds 60M.")
+        if phi is not None:
+            member = compound_member(family, phi, input_shape=shape, num_classes=classes, precision=precision)
+        else:
+            budget = Budget(precision=precision, **given)
+            member = fit_budget(family, budget, input_shape=shape, num_classes=classes)
+    if as_json:
+        click.echo(json.dumps(asdict(member), indent=2))
+        return
+    _print_pairs(member_lines(asdict(member)))
+
+
+@command(models_group, "save")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write, FILE.keras.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random weights.")
+@_network_options
+@_JSON
+def models_save(name: str, out: Path, seed: int, options: dict[str, Any], as_json: bool) -> None:
+    """Write a network with fresh random weights as a .keras file, to train it anywhere with Keras."""
+    from pipeline.network import save_fresh_network
+
+    models = _quiet_models()
+    with _bad_input():
+        saved = save_fresh_network(name, out, seed=seed, options=_checked_size(models, name, options))
+    if as_json:
+        click.echo(json.dumps(saved, indent=2))
+        return
+    click.echo(f"{saved['path']}: {saved['name']}, {saved['parameters']:,} parameters, {saved['size_bytes']:,} bytes")
+
+
+def _checked_size(models: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a network, without an image size for one that takes none."""
+    spec = models.find(name)
+    if options["input_shape"] is not None and spec.input_kind != "image":
+        shape = "x".join(map(str, spec.input_shape))
+        raise _input_error(f"{name} takes features of the shape {shape}, not images: leave out --size.")
+    return options
+
+
+@contextlib.contextmanager
+def _bad_input() -> Iterator[None]:
+    """Makes what `models` refuses an error of bad input."""
+    try:
+        yield
+    except ValueError as error:
+        raise _input_error(str(error)) from error
+
+
+def _input_error(message: str) -> Exception:
     from pipeline.errors import InputError
 
-    def facts(models: Any) -> dict[str, Any]:
-        shape = (*(size or (models.find(name).resolution,) * 2), 3)
-        described = models.describe(name, input_shape=shape, width=width, num_classes=classes)
-        model = models.build(name, input_shape=shape, width=width, num_classes=classes)
-        return {**described, "layers": [asdict(row) for row in models.layer_table(model)]}
-
-    try:
-        described = _with_quiet_backend(facts)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if as_json:
-        click.echo(json.dumps(described, indent=2))
-        return
-    layers = described.pop("layers")
-    for key, value in described.items():
-        click.echo(f"{key}: {value}")
-    rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()) for row in layers]
-    _print_table("", tuple(layers[0]), rows)
+    return InputError(message)
 
 
 @main.group("devices")
@@ -750,6 +875,30 @@ def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str,
     Console(width=width, highlight=False).print(table)
 
 
+def _print_sections(columns: tuple[str, ...], sections: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+    """Prints a table of sections under titles; it needs no more than 120 columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    cells = [row for rows in sections.values() for row in rows]
+    for index, column in enumerate(columns):
+        numeric = index > 1 and all(_is_number(row[index].rstrip("BGKMikx")) for row in cells)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=index == 0)
+    for title, rows in sections.items():
+        table.add_row(title, style="bold")
+        for first, *rest in rows:
+            table.add_row(f"  {first}", *rest)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+
+
+def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    indent = max(len(name) for name, _ in pairs) + 2
+    for name, text in pairs:
+        click.echo(textwrap.fill(f"{name:<{indent}}{text}", 120, subsequent_indent=" " * indent))
+
+
 def _is_number(cell: str) -> bool:
     return not cell.strip("-+0123456789.,–% ") or cell.strip("-") == ""
 
@@ -758,12 +907,12 @@ def _cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _with_quiet_backend(function: Callable[[Any], Any]) -> Any:
-    """Calls a function with the package `models`, and the Keras backend that starts fastest and says least."""
+def _quiet_models() -> Any:
+    """The package `models`, on the Keras backend that starts fastest and says least."""
     os.environ["KERAS_BACKEND"] = "openvino"
     import models
 
-    return function(models)
+    return models
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 import models
-from pipeline.errors import StageError
+from pipeline.errors import InputError, StageError
 from pipeline.stages.base import FrozenConfig
 
 if TYPE_CHECKING:
@@ -153,6 +154,50 @@ def load_network(directory: Path) -> keras.Model:
     except (ValueError, OSError) as error:
         raise StageError(f"The weights in {directory} don't fit {description['model']['name']}: {error}.") from error
     return model
+
+
+def save_fresh_network(name: str, path: Path, *, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Writes a network with random weights as a `.keras` file, which Keras loads without Edgeship.
+
+    Args:
+        name: Key of `models.MODELS`.
+        path: The file; there must be none.
+        seed: Of the random weights.
+        options: Keyword arguments of `models.build`.
+
+    Returns:
+        `name`, `path`, `parameters` (all of them), `size_bytes` and `seed`.
+
+    Raises:
+        InputError: The path is no new `.keras` file in a directory that can be written.
+        ValueError: As in `models.build`.
+    """
+    if path.suffix != ".keras":
+        raise InputError(f"{path} is no name for a Keras file: end it in .keras.")
+    if path.exists():
+        raise InputError(f"{path} is there already and may be trained: give another name, or remove it.")
+    models.resolve(models.find(name), **options)
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    model = models.build(name, **options)
+    # Beside it and renamed: nobody reads half a file.
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.keras")
+    try:
+        model.save(scratch)
+        scratch.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror or error}.") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    size = path.stat().st_size
+    return {
+        "name": name,
+        "path": str(path),
+        "parameters": model.count_params(),
+        "size_bytes": size,
+        "seed": seed,
+    }
 
 
 def predict_logits(model: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
