@@ -6,7 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-import models
+from models.memory import Precision
+from models.scaling import networks_of, parse_amount
 from pipeline.imports.description import ModelDescription
 from pipeline.network import ModelConfig, NetworkOptions
 from pipeline.stages.base import FrozenConfig
@@ -20,20 +21,22 @@ class BudgetConfig(FrozenConfig):
     Attributes:
         multiply_adds: For one image of `data.size`.
         parameters: Of the network.
-        size_bytes: Of its weights in a float32 file.
-        peak_activation_bytes: Of its float32 activations.
+        size_bytes: Of its weights in a file.
+        peak_activation_bytes: Of its activations.
+        precision: Of the file that the two limits in bytes are for.
     """
 
     multiply_adds: Amount | None = None
     parameters: Amount | None = None
     size_bytes: Amount | None = None
     peak_activation_bytes: Amount | None = None
+    precision: Precision = "int8"
 
     @model_validator(mode="after")
     def _is_a_budget(self) -> Self:
         limits = self.limits()
         if not limits:
-            names = ", ".join(BudgetConfig.model_fields)
+            names = ", ".join(name for name in BudgetConfig.model_fields if name != "precision")
             raise ValueError(f"model.budget sets no limit: give at least one of {names}.")
         return self
 
@@ -44,9 +47,9 @@ class BudgetConfig(FrozenConfig):
             ValueError: One is no amount above 0.
         """
         found = {}
-        for name, value in self.model_dump(exclude_none=True).items():
+        for name, value in self.model_dump(exclude={"precision"}, exclude_none=True).items():
             try:
-                found[name] = models.parse_amount(value)
+                found[name] = parse_amount(value)
             except ValueError as error:
                 raise ValueError(f"model.budget.{name}: {error}") from error
         return found
@@ -66,7 +69,7 @@ class BudgetModelConfig(NetworkOptions):
     @model_validator(mode="after")
     def _is_a_family(self) -> Self:
         try:
-            models.family_members(self.family)
+            networks_of(self.family)
         except ValueError as error:
             raise ValueError(f"model.family: {error}") from error
         return self

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 import models
+from models.scaling import compound_scaling
 from pipeline.errors import InputError, StageError
 from pipeline.stages.base import FrozenConfig
 
@@ -105,7 +106,7 @@ class ModelConfig(NetworkOptions):
         """Returns the options that were given, as keyword arguments of `models.build`."""
         chosen = super().options() | self.model_dump(include={"width", "depth"}, exclude_none=True)
         if self.phi is not None:
-            scaling = models.compound_scaling(self.phi)
+            scaling = compound_scaling(self.phi)
             chosen |= {"width": scaling.width, "depth": scaling.depth}
         return chosen
 

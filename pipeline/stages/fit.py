@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import models
+from models.scaling import Budget, fit_budget
 from pipeline.errors import InputError
 from pipeline.model_config import BudgetModelConfig
 from pipeline.network import ModelConfig
 from pipeline.stages.base import Stage, Tell
+
+
+_SHAPING = ("activation", "squeeze_excite", "early_stride")
+"""The options that change what a network costs."""
 
 
 class FitStage(Stage):
@@ -40,12 +44,12 @@ class FitStage(Stage):
         limits = self.model.budget.limits()
         tell({"message": f"looking for the largest {self.model.family} within {_words(limits)}"})
         try:
-            member = models.fit_budget(
+            member = fit_budget(
                 self.model.family,
-                models.Budget(**limits),
+                Budget(**limits, precision=self.model.budget.precision),
                 input_shape=(height, width, 3),
                 num_classes=len(dataset["classes"]),
-                **self.model.options(),
+                **{name: value for name, value in self.model.options().items() if name in _SHAPING},
             )
         except ValueError as error:
             raise InputError(f"model.budget can't be kept: {error}") from error
