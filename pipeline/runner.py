@@ -47,7 +47,7 @@ from pipeline.stages.samples import SamplesStage
 from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
-from pipeline.targets import TARGETS
+from pipeline.targets import reachable
 from pipeline.targets.base import Precision, TargetName
 
 STAGES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
@@ -171,19 +171,20 @@ def reachable_exports(recipe: Recipe, model: OwnModelConfig) -> list[tuple[Targe
     chosen = recipe.export.model_fields_set
     found: list[tuple[TargetName, Precision]] = []
     reasons = []
+    reach = reachable("saved_model" if kind == "keras" else kind)
     for target in recipe.export.targets:
-        reach = TARGETS[target].reach("saved_model" if kind == "keras" else kind)
-        refused = [precision for precision in recipe.export.precisions if precision not in reach.precisions]
-        if "targets" in chosen and not reach.precisions:
-            raise InputError(f"export.targets names {target}, but {model.path} can't go there: {reach.reason}")
-        if "precisions" in chosen and reach.precisions and refused:
+        possible = reach[target]
+        if isinstance(possible, str):
+            if "targets" in chosen:
+                raise InputError(f"export.targets names {target}, but {model.path} can't go there: {possible}")
+            reasons.append(f"{target}: {possible}")
+            continue
+        refused = [precision for precision in recipe.export.precisions if precision not in possible]
+        if "precisions" in chosen and refused:
             raise InputError(
-                f"export.precisions names {refused[0]}, but {target} makes {', '.join(reach.precisions)} from "
-                f"{TITLES[kind]} files."
+                f"export.precisions names {refused[0]}, but {target} makes {', '.join(possible)} from a {TITLES[kind]}."
             )
-        if reach.reason:
-            reasons.append(f"{target}: {reach.reason}")
-        found += [(target, precision) for precision in recipe.export.precisions if precision in reach.precisions]
+        found += [(target, precision) for precision in recipe.export.precisions if precision in possible]
     if not found:
         raise InputError(f"{model.path} can't be exported to anything the recipe names. {' '.join(reasons)}")
     return found

@@ -13,7 +13,6 @@ from pipeline.model_config import BudgetModelConfig
 from pipeline.network import ModelConfig
 from pipeline.stages.base import Stage, Tell
 
-
 _SHAPING = ("activation", "squeeze_excite", "early_stride")
 """The options that change what a network costs."""
 
