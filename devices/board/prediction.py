@@ -37,11 +37,10 @@ class _Samples(NamedTuple):
     transform: Optional[InputTransform]
     quantization: Optional[Quantization]
 
-    def prepared(self, index: int) -> Array[Any, Any]:
-        """What the input takes for one sample, C-contiguous."""
-        if self.transform is None:
-            return np.ascontiguousarray(self.stored[index]).reshape(self.feed.shape)
-        return self.prepared_row(index).reshape(self.feed.shape)
+    def fill(self, index: int, buffer: Array[Any, Any]) -> None:
+        """Puts one sample into a buffer of the input's shape, which runtimes may want to be writeable."""
+        row = self.stored[index] if self.transform is None else self.prepared_row(index)
+        buffer[...] = row.reshape(buffer.shape)
 
     def prepared_row(self, index: int) -> Array[Any, Any]:
         """What the transform makes of one sample, `(1, ...)`, of whatever shape that is."""
@@ -163,11 +162,14 @@ def predict(
         _OutputFile(record, os.path.join(out_dir, f"output_{index}.npy"), count)
         for index, record in enumerate(description["outputs"])
     ]
+    buffers = [np.empty(feed.shape, feed.dtype) for feed in feeds]
     correct = 0
     started = said = time.monotonic()
     try:
         for index in range(count):
-            answers = runner.infer([each.prepared(index) for each in samples])
+            for each, buffer in zip(samples, buffers):
+                each.fill(index, buffer)
+            answers = runner.infer(buffers)
             values = [file.add(index, answer) for file, answer in zip(files, answers)]
             if wanted is not None:
                 correct += _is_correct(values[0], wanted, index)
