@@ -226,10 +226,7 @@ def _index_of(records: Sequence[Dict[str, Any]], name: Optional[str]) -> int:
 
 def _open(record: Dict[str, Any], feed: Feed, path: str, transform: Optional[Mapping[str, Any]]) -> _Samples:
     """The samples of one input, not yet looked at."""
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise AgentError(f"the samples {path} can't be read: {error}; expected a .npy file of numbers") from error
+    stored = _read(path, "samples")
     if not isinstance(stored, np.ndarray) or stored.ndim == 0:
         raise AgentError(f"the samples {path} are no array (count, ...), one row a sample; write them with numpy.save")
     if not len(stored):
@@ -242,6 +239,14 @@ def _open(record: Dict[str, Any], feed: Feed, path: str, transform: Optional[Map
     if quantization is not None and quantization["axis"] is not None and not _has_batch(feed):
         quantization = {**quantization, "axis": quantization["axis"] + 1}
     return _Samples(feed, path, stored, made, quantization)
+
+
+def _read(path: str, kind: str) -> Any:
+    """The file mapped into memory."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise AgentError(f"the {kind} {path} can't be read: {error}; expected a .npy file of numbers") from error
 
 
 def _has_batch(feed: Feed) -> bool:
@@ -270,7 +275,7 @@ def _check(samples: _Samples) -> None:
 def _load_labels(path: Optional[str], count: int) -> Optional[Array[Any, Any]]:
     if path is None:
         return None
-    labels: Array[Any, Any] = np.load(path, allow_pickle=False)
+    labels: Array[Any, Any] = _read(path, "labels")
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise AgentError(f"the labels are {labels.dtype.name} {labels.shape}; expected whole numbers ({count},)")
     return labels
