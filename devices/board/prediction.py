@@ -227,8 +227,8 @@ def _index_of(records: Sequence[Dict[str, Any]], name: Optional[str]) -> int:
 def _open(record: Dict[str, Any], feed: Feed, path: str, transform: Optional[Mapping[str, Any]]) -> _Samples:
     """The samples of one input, not yet looked at."""
     stored = _read(path, "samples")
-    if not isinstance(stored, np.ndarray) or stored.ndim == 0:
-        raise AgentError(f"the samples {path} are no array (count, ...), one row a sample; write them with numpy.save")
+    if stored.ndim == 0:
+        raise AgentError(f"the samples {path} are one number; expected an array (count, ...), one row a sample")
     if not len(stored):
         raise AgentError(f"{path} holds no samples; expected at least one")
     try:
@@ -241,12 +241,15 @@ def _open(record: Dict[str, Any], feed: Feed, path: str, transform: Optional[Map
     return _Samples(feed, path, stored, made, quantization)
 
 
-def _read(path: str, kind: str) -> Any:
+def _read(path: str, kind: str) -> Array[Any, Any]:
     """The file mapped into memory."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise AgentError(f"the {kind} {path} can't be read: {error}; expected a .npy file of numbers") from error
+    if not isinstance(array, np.ndarray):
+        raise AgentError(f"the {kind} {path} are an archive of arrays; expected one array, written with numpy.save")
+    return array
 
 
 def _has_batch(feed: Feed) -> bool:
@@ -275,7 +278,7 @@ def _check(samples: _Samples) -> None:
 def _load_labels(path: Optional[str], count: int) -> Optional[Array[Any, Any]]:
     if path is None:
         return None
-    labels: Array[Any, Any] = _read(path, "labels")
+    labels = _read(path, "labels")
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise AgentError(f"the labels are {labels.dtype.name} {labels.shape}; expected whole numbers ({count},)")
     return labels

@@ -177,7 +177,7 @@ BAD = [
     Bad("unknown", "no input 'tables'; the model takes 'picture'", {"tables": GOOD["table"]}),
     Bad("count", "3 for 'codes'.*expected as many for each", {"codes": GOOD["codes"][:3]}),
     Bad("none", "codes.npy holds no samples", {"codes": GOOD["codes"][:0]}),
-    Bad("number", r"no array \(count, ...\)", {"codes": np.float32(3)}),
+    Bad("number", r"one number; expected an array \(count, ...\)", {"codes": np.float32(3)}),
     Bad(
         "shape",
         r"are int16 \(5, 3, 2\), but .* 'table' takes rows int16 \(2, 3\)",
@@ -229,7 +229,7 @@ def test_names_and_files_that_can_not_be_used_are_refused(case: Case, tmp_path: 
     with pytest.raises(DeviceError, match=r"absent\.npy can't be read"):
         run(case, [files[0].model_copy(update={"path": str(tmp_path / "absent.npy")}), *files[1:]], tmp_path)
     np.savez(tmp_path / "archive.npz", GOOD["picture"])
-    with pytest.raises(DeviceError, match=r"archive\.npz are no array"):
+    with pytest.raises(DeviceError, match=r"archive\.npz are an archive"):
         run(case, [files[0].model_copy(update={"path": str(tmp_path / "archive.npz")}), *files[1:]], tmp_path)
 
 
@@ -303,13 +303,13 @@ def scripted(answers: list[list[Any]], directory: Path) -> tuple[dict[str, Any],
 
 
 def test_outputs_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
-    first = np.zeros(1, np.float32)
-    handlers, params = scripted([[first], [np.float32([4])], [np.float32([5])]], tmp_path)
+    answers = [np.float32([[0, 0]]), np.float32([[4, np.nan]]), np.float32([[5, 6]])]
+    handlers, params = scripted([[answer] for answer in answers], tmp_path)
     events: list[dict[str, Any]] = []
     answer = handlers["predict"](params, events.append)
     path = str(tmp_path / "out" / "output_0.npy")
-    assert answer["outputs"] == [{"name": "y", "path": path, "shape": [2], "dtype": "float32", "non_finite": 0}]
-    np.testing.assert_array_equal(np.load(path), np.float32([4, 5]))
+    assert answer["outputs"] == [{"name": "y", "path": path, "shape": [2, 2], "dtype": "float32", "non_finite": 1}]
+    np.testing.assert_array_equal(np.load(path), np.float32([[4, np.nan], [5, 6]]))
     assert events == [{"done": 2, "total": 2}]
     handlers["unload"]({}, print)
     assert (tmp_path / "out" / "output_0.npy").exists()
