@@ -104,7 +104,11 @@ def find(name: str) -> NetworkSpec:
         return MODELS[name]
     close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"Unknown network {name!r}, expected one of {', '.join(sorted(MODELS))}.{hint}")
+    families = ", ".join(dict.fromkeys(spec.family for spec in MODELS.values()))
+    raise ValueError(
+        f"Unknown network {name!r}.{hint} There are {len(MODELS)}, of the families {families}; edgeship models list "
+        f"shows them."
+    )
 
 
 def build(
@@ -297,10 +301,10 @@ def check_options(spec: NetworkSpec, **options: object) -> None:
         if name in spec.fixed:
             raise ValueError(f"{name} is {value!r}, but {spec.name!r} leaves no choice: {spec.fixed[name]}.")
         if name in _HAS and not _HAS[name](spec):
-            others = ", ".join(other.name for other in MODELS.values() if _HAS[name](other))
+            others = ", ".join(dict.fromkeys(other.family for other in MODELS.values() if _HAS[name](other)))
             raise ValueError(
                 f"{name} is {value!r}, but {spec.name!r} has no {_WORDS[name]}: leave it out, or take a network "
-                f"that has one ({others})."
+                f"of a family that has one ({others})."
             )
 
 

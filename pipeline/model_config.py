@@ -88,17 +88,17 @@ class OwnModelConfig(ModelDescription):
 def form_of_model(value: Any) -> str:
     """Returns which of the three forms a model section has, by its keys."""
     if isinstance(value, BaseModel):
-        return {OwnModelConfig: "own", BudgetModelConfig: "budget"}.get(type(value), "network")
+        return {OwnModelConfig: "by path", BudgetModelConfig: "by budget"}.get(type(value), "by name")
     keys = set(value) if isinstance(value, dict) else set()
     if "path" in keys:
-        return "own"
-    return "budget" if keys & {"family", "budget"} else "network"
+        return "by path"
+    return "by budget" if keys & {"family", "budget"} else "by name"
 
 
 AnyModelConfig = Annotated[
-    Annotated[ModelConfig, Tag("network")]
-    | Annotated[BudgetModelConfig, Tag("budget")]
-    | Annotated[OwnModelConfig, Tag("own")],
+    Annotated[ModelConfig, Tag("by name")]
+    | Annotated[BudgetModelConfig, Tag("by budget")]
+    | Annotated[OwnModelConfig, Tag("by path")],
     Discriminator(form_of_model),
 ]
 """The model section of a recipe: `name`, or `family` with `budget`, or `path`."""

@@ -356,8 +356,8 @@ def _place_of_subject(source: YamlSource, path: KeyPath, text: str) -> str:
     return f"{place} (with {', '.join(beside)})" if beside else place
 
 
-_MODEL_FORMS = {"network": ModelConfig, "budget": BudgetModelConfig, "own": OwnModelConfig}
-"""By the tag that tells the forms of the model section apart."""
+_MODEL_FORMS = ("by name", "by budget", "by path")
+"""The tags that tell the forms of the model section apart."""
 
 
 def _without_tags(source: YamlSource, location: Iterable[str | int]) -> KeyPath:
@@ -368,7 +368,7 @@ def _without_tags(source: YamlSource, location: Iterable[str | int]) -> KeyPath:
         tags = data.values() if isinstance(data, dict) and part not in data else ()
         if path == ["data"] and part in tags:
             continue
-        if path == ["model"] and part in _MODEL_FORMS and isinstance(data, dict) and part not in data:
+        if path == ["model"] and part in _MODEL_FORMS:
             continue
         path.append(part)
         if isinstance(data, dict):
