@@ -18,6 +18,7 @@ from models import (
     efficientnet,
     efficientnet_lite,
     efficientnet_v2,
+    mlperf_tiny,
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3,
@@ -90,6 +91,10 @@ MODELS: dict[str, NetworkSpec] = {
     "efficientnet_v2_b2": efficientnet_v2.B2,
     "efficientnet_v2_b3": efficientnet_v2.B3,
     "efficientnet_v2_s": efficientnet_v2.S,
+    "resnet8": mlperf_tiny.RESNET8,
+    "ds_cnn": mlperf_tiny.DS_CNN,
+    "mobilenet_v1_025_96": mlperf_tiny.MOBILENET_V1_025_96,
+    "dense_autoencoder": mlperf_tiny.DENSE_AUTOENCODER,
 }
 """Every network that can be built by name."""
 
@@ -277,6 +282,8 @@ def resolve(
         spec,
         width=None if width == 1.0 else width,
         depth=None if depth == 1.0 else depth,
+        num_classes=None if num_classes == spec.num_classes else num_classes,
+        dropout=None if dropout == spec.dropout else dropout,
         drop_path=drop_path or None,
         activation=None if activation == spec.activation else activation,
         squeeze_excite=None if squeeze_excite == spec.squeeze_excite else squeeze_excite,

@@ -31,7 +31,7 @@ def tensor(name: str, *shape: int, dtype: str = "float32", transform: Transform 
 def prepared(config: ArraysConfig, path: Path) -> Path:
     out = path / "data"
     out.mkdir()
-    SamplesStage(source=config).run({}, out, lambda event: None)
+    SamplesStage(source=config).run({}, out, lambda _: None)
     return out
 
 
