@@ -224,8 +224,8 @@ def evaluate_model(
 def description_of(
     *,
     layout: str | None,
-    scale: Sequence[float],
-    offset: Sequence[float],
+    scale: str | None,
+    offset: str | None,
     shapes: Sequence[str],
     metric: str | None,
 ) -> ModelDescription:
@@ -233,7 +233,7 @@ def description_of(
 
     Args:
         layout: NHWC or NCHW, of its image input.
-        scale: Nothing, one number or one for each channel.
+        scale: One number, or one for each channel between commas.
         offset: The same.
         shapes: `NAME=1,64,9` or, for a model with one input, `1,64,9`.
         metric: top1, mse or auc.
@@ -254,7 +254,11 @@ def description_of(
         inputs.append({"name": name or None, "shape": shape})
     given = {
         name: value
-        for name, value in (("layout", layout), ("scale", _one_or_all(scale)), ("offset", _one_or_all(offset)))
+        for name, value in (
+            ("layout", layout),
+            ("scale", _one_or_all("scale", scale)),
+            ("offset", _one_or_all("offset", offset)),
+        )
         if value is not None
     }
     if given and len(inputs) > 1:
@@ -268,8 +272,16 @@ def description_of(
         raise InputError(f"The model can't be described so: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-def _one_or_all(numbers: Sequence[float]) -> float | list[float] | None:
-    return None if not numbers else numbers[0] if len(numbers) == 1 else list(numbers)
+def _one_or_all(option: str, text: str | None) -> float | list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--{option} is {text}; expected a number, or one for each channel: 0.017,0.018,0.017."
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def image_size_of(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> tuple[int, int]:

@@ -61,8 +61,8 @@ def _describes_model(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that say of a model file what the file does not; they arrive as `described`."""
     options = (
         click.option("--layout", type=click.Choice(["NHWC", "NCHW"]), help="Of an image input."),
-        click.option("--scale", type=float, multiple=True, help="Pixels are multiplied with it; thrice: RGB."),
-        click.option("--offset", type=float, multiple=True, help="Is added then; thrice: RGB."),
+        click.option("--scale", metavar="N[,N,N]", help="Pixels 0..255 are multiplied with it, for all or by channel."),
+        click.option("--offset", metavar="N[,N,N]", help="Is added then."),
         click.option("--shape", "shapes", multiple=True, metavar="[NAME=]1,N,...", help="Fixes free dimensions."),
         click.option("--metric", type=click.Choice(["top1", "mse", "auc"]), help="What accuracy means."),
     )
