@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
@@ -43,6 +43,17 @@ def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
     assert found["value"] == pytest.approx(0.75)  # 3 of 4 pairs
     low, high = found["interval"]  # type: ignore[misc]
     assert low <= 0.75 <= high
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=30), st.integers(0, 2**31))
+def test_auc_equals_scikit_learns(scores: list[int], seed: int) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    labels = np.random.default_rng(seed).integers(0, 2, len(scores))
+    labels[:2] = [0, 1]
+    found = judge("auc", np.array(scores, float)[:, None], labels=labels)
+    assert found["value"] == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_auc_of_two_logits_goes_by_their_difference() -> None:
