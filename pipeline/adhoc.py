@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from devices.measurement import BenchmarkSettings, Case, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
 from devices.profile import DeviceProfile
 from pipeline.artifacts import ArtifactStore
 from pipeline.errors import CorruptArtifactError, InputError
@@ -92,10 +92,9 @@ def evaluate_model(
         weights_sha256=summary.weights_sha256,
     )
     with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-        logits_path = Path(scratch) / "logits.npy"
         images, label_file = data.file(f"{split}_images.npy"), data.file(f"{split}_labels.npy")
-        predict(profile, case, str(images), str(label_file), str(logits_path), tell=tell)
-        logits, labels = np.load(logits_path), np.load(label_file)
+        answer = predict(profile, case, [SampleFile(path=str(images))], str(label_file), scratch, tell=tell)
+        logits, labels = np.load(answer.outputs[0].path), np.load(label_file)
     correct = count_correct(logits, labels)
     return {
         "model": str(path),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from devices.errors import DeviceError
-from devices.measurement import Case, predict
+from devices.measurement import Case, SampleFile, predict
 from devices.profile import DeviceProfile
 from devices.release import SelfTest, install
 from pipeline.errors import GateError, InputError
@@ -99,9 +99,9 @@ def self_test_on(profile: DeviceProfile) -> SelfTest:
             sha256=manifest["files"][manifest["model"]],
         )
         with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-            path = Path(scratch) / "logits.npy"
-            predict(profile, case, str(directory / "golden_images.npy"), None, str(path))
-            logits = np.load(path)
+            images = SampleFile(path=str(directory / "golden_images.npy"))
+            answer = predict(profile, case, [images], None, scratch)
+            logits = np.load(answer.outputs[0].path)
         limit = manifest["golden_tolerance"] * float(golden.max() - golden.min())
         worst = float(np.abs(logits - golden).max()) if logits.shape == golden.shape else float("inf")
         if not worst <= limit:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from devices.errors import DeviceError
-from devices.measurement import BenchmarkSettings, Case, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
 from devices.profile import DeviceProfile
 from pipeline.manifest import read_manifest
 from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
@@ -109,19 +109,12 @@ class BenchmarkStage(Stage):
         labels = np.load(data / "test_labels.npy")
         tell({"message": f"accuracy of {case.id} on {len(labels)} test images"})
         with tempfile.TemporaryDirectory(prefix=".logits-", dir=out_dir) as scratch:
-            logits_path = Path(scratch) / "logits.npy"
+            images = SampleFile(path=str(data / "test_images.npy"))
             try:
-                predict(
-                    self.profile,
-                    case,
-                    str(data / "test_images.npy"),
-                    str(data / "test_labels.npy"),
-                    str(logits_path),
-                    tell=tell,
-                )
+                answer = predict(self.profile, case, [images], str(data / "test_labels.npy"), scratch, tell=tell)
             except DeviceError as error:
                 return {"accuracy": None, "accuracy_reason": error.message}
-            logits = np.load(logits_path)
+            logits = np.load(answer.outputs[0].path)
         correct = count_correct(logits, labels)
         return {
             "accuracy": correct / len(labels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from devices.errors import DeviceError
-from devices.measurement import Case, predict
+from devices.measurement import Case, SampleFile, predict
 from devices.profile import load_profile
 from pipeline.errors import StageError
 from pipeline.manifest import read_manifest
@@ -59,14 +60,10 @@ class VerifyStage(Stage):
         )
         logits_path = out_dir / "logits.npy"
         try:
-            predict(
-                load_profile("local"),
-                case,
-                str(reference_dir / "reference_images.npy"),
-                None,
-                str(logits_path),
-                tell=tell,
-            )
+            images = SampleFile(path=str(reference_dir / "reference_images.npy"))
+            with tempfile.TemporaryDirectory(prefix=".outputs-", dir=out_dir) as scratch:
+                answer = predict(load_profile("local"), case, [images], None, scratch, tell=tell)
+                Path(answer.outputs[0].path).replace(logits_path)
         except DeviceError as error:
             raise StageError(f"{label} can't be run on this machine: {error.message}", details=error.details) from error
         logits = np.load(logits_path)

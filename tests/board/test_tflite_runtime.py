@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devices.measurement import BenchmarkSettings, Case, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
 from devices.profile import DeviceProfile, load_profile
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.network import ModelConfig, build_network, save_network
@@ -68,9 +68,9 @@ def test_tflite_runtime_answers_as_litert_does(
     case = Case(id=precision, runtime="litert", path=str(models_by_precision[precision]))
     logits = {}
     for profile in (load_profile("local"), board):
-        path = tmp_path / f"{profile.name}.npy"
-        prediction = predict(profile, case, str(tmp_path / "images.npy"), None, str(path))
-        logits[profile.name] = np.load(path)
+        out_dir = tmp_path / profile.name
+        prediction = predict(profile, case, [SampleFile(path=str(tmp_path / "images.npy"))], None, str(out_dir))
+        logits[profile.name] = np.load(out_dir / "output_0.npy")
         runtime = "tflite-runtime" if profile is board else "ai-edge-litert"
         assert runtime.replace("-", "_") in str(prediction.model).replace("-", "_")
     reach = np.ptp(logits["local"])
