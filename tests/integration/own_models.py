@@ -161,7 +161,9 @@ def write(name: str, directory: Path) -> None:
     Signature(
         source="saved_model",
         model="saved_model",
-        inputs=tuple(InputTensor(name=key, dtype="float32", shape=(1, *rows.shape[1:])) for key, rows in inputs.items()),
+        inputs=tuple(
+            InputTensor(name=key, dtype="float32", shape=(1, *rows.shape[1:])) for key, rows in inputs.items()
+        ),
         outputs=tuple(
             OutputTensor(name=key, dtype="float32", shape=(1, *rows.shape[1:])) for key, rows in answers.items()
         ),
