@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from devices.board.preprocess import InputTransform
 from pipeline.stages.base import FrozenConfig
-
-if TYPE_CHECKING:
-    from devices.board.preprocess import InputTransform
 
 SIGNATURE_FILE = "signature.json"
 
@@ -62,8 +60,6 @@ class InputTensor(FrozenConfig):
         """Returns the transform as the board computes it."""
         if self.transform is None:
             return None
-        from devices.board.preprocess import InputTransform
-
         return InputTransform(dtype=self.dtype, **self.transform.model_dump())
 
 

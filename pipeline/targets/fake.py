@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import SourceFormat
 from pipeline.targets.base import (
     GraphSummary,
     LinearOperation,
+    Reach,
     TensorDescription,
     summarize,
 )
@@ -21,6 +23,7 @@ WEIGHTS_FILE = "network.npz"
 class FakeTarget:
     """Rounds the weights of the fake network to what the precision can hold."""
 
+    sources: Mapping[SourceFormat, Reach] = {"fake": Reach(("float32", "float16", "int8"))}
     suffix = ".fake"
     format_name = "fake"
     precisions: tuple[str, ...] = ("float32", "float16", "int8")
