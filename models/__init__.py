@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from models import (
@@ -25,6 +26,9 @@ from models import (
 )
 from models.accounting import LayerRow, count_multiply_adds, count_parameters, layer_table
 from models.blocks import default_early_stride
+from models.cost import NetworkCost, count_cost
+from models.memory import MemoryStep, file_size_bytes, memory_steps, peak_activation_bytes, peak_step
+from models.skeleton import without_weights
 from models.spec import Activation, InputKind, NetworkConfig, NetworkSpec, PublishedResult, check_input_shape
 
 if TYPE_CHECKING:
@@ -35,18 +39,26 @@ __all__ = [
     "Activation",
     "InputKind",
     "LayerRow",
+    "MemoryStep",
     "NetworkConfig",
+    "NetworkCost",
     "NetworkSpec",
     "PublishedResult",
     "build",
     "check_options",
+    "count_cost",
     "count_multiply_adds",
     "count_parameters",
     "default_early_stride",
     "describe",
+    "file_size_bytes",
     "find",
     "layer_table",
+    "memory_steps",
+    "peak_activation_bytes",
+    "peak_step",
     "resolve",
+    "without_weights",
 ]
 
 MODELS: dict[str, NetworkSpec] = {
@@ -97,7 +109,11 @@ def find(name: str) -> NetworkSpec:
         return MODELS[name]
     close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"Unknown network {name!r}, expected one of {', '.join(sorted(MODELS))}.{hint}")
+    families = ", ".join(dict.fromkeys(spec.family for spec in MODELS.values()))
+    raise ValueError(
+        f"Unknown network {name!r}.{hint} There are {len(MODELS)}, of the families {families}; edgeship models list "
+        f"shows them."
+    )
 
 
 def build(
@@ -162,23 +178,37 @@ def describe(
     input_shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
     width: float = 1.0,
+    depth: float = 1.0,
+    activation: Activation | None = None,
+    squeeze_excite: bool | None = None,
     early_stride: bool | None = None,
+    with_layers: bool = False,
 ) -> dict[str, Any]:
     """Facts on one network, ready for JSON; arguments and errors as in `build`.
 
+    The network is built without weights (`models.skeleton`), so that even the largest takes less than a second.
+
     Args:
         name: A key of `MODELS`.
-        input_shape: None takes the network's own resolution.
+        input_shape: None takes the network's own.
         num_classes: None takes the authors'.
         width: Multiplier on the number of channels.
+        depth: Multiplier on the number of blocks.
+        activation: None takes the paper's.
+        squeeze_excite: None as in the paper.
         early_stride: As in `build`.
+        with_layers: Whether to list the layers.
 
     Returns:
-        `name`, `family`, `paper`, `width`, `resolution` (`[height, width]` in pixels), `num_classes`;
-        `parameters` (trainable, as frameworks count them), `parameters_folded` (what a file for a board
-        holds), `multiply_adds` (for one image), all three counted from the graph; `top1` (published for
-        exactly this network on ImageNet, percent; None where nothing was published) and `source` (where it
-        was published, or why there is none).
+        - `name`, `family`, `variant`, `paper`.
+        - `input_kind`, `input_shape` (without the batch), `resolution` (`[height, width]` in pixels; None of a network
+          that takes features), `num_classes`, `width`, `depth`, `activation`, `squeeze_excite`, `early_stride`.
+        - The fields of `models.cost.NetworkCost`.
+        - `top1` (published for exactly this network, percent; None where nothing was published), `dataset` (that it
+          was measured on) and `source` (where it was published, or why there is none).
+        - `options`: for each option of the family, whether it can be chosen or why not.
+        - `layers`, if asked for: of each layer `name`, `type`, `output_shape`, `parameters`, `multiply_adds` and
+          `alive_bytes` (activation memory while it runs, float32; None where nothing is left of it after loading).
     """
     spec = find(name)
     config = resolve(
@@ -186,25 +216,36 @@ def describe(
         input_shape=input_shape,
         num_classes=num_classes,
         width=width,
+        depth=depth,
+        activation=activation,
+        squeeze_excite=squeeze_excite,
         early_stride=early_stride,
     )
-    model = spec.build(config)
+    model = without_weights(lambda: spec.build(config))
     top1 = _published_top1(spec, config)
-    return {
+    facts = {
         "name": spec.name,
         "family": spec.family,
+        "variant": _variant(spec, config),
         "paper": spec.paper,
-        "width": config.width,
-        "resolution": list(config.input_shape[:2]),
+        "input_kind": spec.input_kind,
+        "input_shape": list(config.input_shape),
+        "resolution": list(config.image_size) if spec.input_kind == "image" else None,
         "num_classes": config.num_classes,
-        "parameters": count_parameters(model, batch_norm="trainable"),
-        "parameters_folded": count_parameters(model, batch_norm="folded"),
-        "multiply_adds": count_multiply_adds(model),
+        "width": config.width,
+        "depth": config.depth,
+        "activation": config.activation,
+        "squeeze_excite": config.squeeze_excite,
+        "early_stride": config.early_stride,
+        **asdict(count_cost(model)),
         "top1": top1,
+        "dataset": spec.dataset,
         "source": spec.source
         if top1 is not None
-        else f"not published for this width, resolution and number of classes in {spec.source}",
+        else f"not published for this network as built here, in {spec.source}",
+        "options": {option: _choice(spec, option) for option in _OPTIONS},
     }
+    return {**facts, "layers": _layers(model)} if with_layers else facts
 
 
 def resolve(
@@ -267,10 +308,10 @@ def check_options(spec: NetworkSpec, **options: object) -> None:
         if name in spec.fixed:
             raise ValueError(f"{name} is {value!r}, but {spec.name!r} leaves no choice: {spec.fixed[name]}.")
         if name in _HAS and not _HAS[name](spec):
-            others = ", ".join(other.name for other in MODELS.values() if _HAS[name](other))
+            others = ", ".join(dict.fromkeys(other.family for other in MODELS.values() if _HAS[name](other)))
             raise ValueError(
                 f"{name} is {value!r}, but {spec.name!r} has no {_WORDS[name]}: leave it out, or take a network "
-                f"that has one ({others})."
+                f"of a family that has one ({others})."
             )
 
 
@@ -286,6 +327,33 @@ _WORDS = {
     "drop_path": "stochastic depth",
     "early_stride": "variant for small images",
 }
+
+
+_OPTIONS = ("width", "depth", "activation", "squeeze_excite", "drop_path", "early_stride")
+
+
+def _choice(spec: NetworkSpec, option: str) -> str | bool:
+    """True where a network has this option, else why it has not."""
+    if option in spec.fixed:
+        return spec.fixed[option]
+    return option not in _HAS or _HAS[option](spec) or f"no {_WORDS[option]}"
+
+
+def _variant(spec: NetworkSpec, config: NetworkConfig) -> str:
+    """What tells a network from others of its family, such as `b0` or `large 0.75`."""
+    words, family = spec.name.split("_"), spec.family.split("_")
+    while words and family and words[0] == family[0]:
+        words, family = words[1:], family[1:]
+    factors = [] if words and config.width == 1.0 else [str(round(config.width, 4))]
+    return " ".join([*words, *factors, *([f"depth {round(config.depth, 4)}"] if config.depth != 1.0 else [])])
+
+
+def _layers(model: keras.Model) -> list[dict[str, Any]]:
+    """The layer table, with the memory that is alive at each layer."""
+    alive: dict[str, int] = {}
+    for step in memory_steps(model):
+        alive[step.layer] = max(step.alive_bytes, alive.get(step.layer, 0))
+    return [{**asdict(row), "alive_bytes": alive.get(row.name)} for row in layer_table(model)]
 
 
 def _early_stride(spec: NetworkSpec, shape: tuple[int, ...]) -> bool:
