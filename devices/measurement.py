@@ -1,10 +1,8 @@
 """Measures models on a device: latencies of many cases side by side, and predictions.
 
 Each case has an agent's process of its own. All are loaded and warmed up one after another, then they take
-turns in
-rounds: in each round every case runs one short block, in an order that is drawn anew. So whatever slows the
-    machine
-for a while hits all cases alike.
+turns in rounds: in each round every case runs one short block, in an order that is drawn anew. So whatever slows
+the machine for a while hits all cases alike.
 """
 
 from __future__ import annotations
@@ -19,7 +17,16 @@ from typing import Any
 from devices.errors import DeviceError, ModelRejectedError
 from devices.latency import percentile, summarize
 from devices.profile import DeviceProfile
-from devices.records import BenchmarkResult, BenchmarkSettings, Case, CaseError, CaseResult, Prediction
+from devices.records import (
+    BenchmarkResult,
+    BenchmarkSettings,
+    Case,
+    CaseError,
+    CaseResult,
+    OutputFile,
+    Prediction,
+    SampleFile,
+)
 from devices.transports import Agent, Transport, open_transport
 
 Tell = Callable[[dict[str, Any]], None]
@@ -85,43 +92,66 @@ def benchmark(
 def predict(
     profile: DeviceProfile,
     case: Case,
-    images_path: str,
+    inputs: Sequence[SampleFile],
     labels_path: str | None,
-    logits_path: str,
+    out_dir: str,
     *,
     tell: Tell | None = None,
 ) -> Prediction:
-    """Runs a model over a set of images on the device.
+    """Runs a model over a set of samples on the device.
 
     Args:
         profile: The device.
         case: The model.
-        images_path: A `.npy` file, uint8 `(count, height, width, 3)`, preprocessed as the model expects.
+        inputs: One for each input of the model.
         labels_path: A `.npy` file of whole numbers `(count,)`, or None.
-        logits_path: Where the logits are written, float32 `(count, classes)`.
+        out_dir: Gets `output_<index>.npy` for each output, see `OutputFile`; made where it is missing.
         tell: Takes progress events: `{"case": id, "done": 100, "total": 1797}`.
 
     Raises:
-        DeviceError: The device or the model can't be used.
+        DeviceError: The device or the model can't be used, or the samples do not fit the model.
     """
     tell = tell or _say_nothing
     transport = open_transport(profile)
-    images = transport.put(images_path)
+    given = [{**sample.model_dump(mode="json"), "path": transport.put(sample.path)} for sample in inputs]
     labels = None if labels_path is None else transport.put(labels_path)
     with transport.start_agent() as agent:
         loaded = _load(profile, transport, agent, case, BenchmarkSettings().load_timeout_s)
         try:
             answer = agent.request(
                 "predict",
-                {"images": images, "labels": labels},
+                {"inputs": given, "labels": labels},
                 idle_timeout_s=BenchmarkSettings().inference_timeout_s,
                 on_event=lambda event: tell({"case": case.id, **event}),
             )
-            transport.get(answer.pop("logits"), logits_path)
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
+            outputs = []
+            for index, output in enumerate(answer.pop("outputs")):
+                path = str(Path(out_dir) / f"output_{index}.npy")
+                transport.get(output["path"], path)
+                outputs.append(OutputFile(**{**output, "path": path, "shape": tuple(output["shape"])}))
         finally:
             with contextlib.suppress(DeviceError):  # it only tidies up; an agent that is gone has been reported
                 agent.request("unload", timeout_s=_FACTS_TIMEOUT_S)
-    return Prediction(sha256=loaded["sha256"], model=loaded["model"], **answer)
+    return Prediction(sha256=loaded["sha256"], model=loaded["model"], outputs=tuple(outputs), **answer)
+
+
+def describe_model(profile: DeviceProfile, case: Case) -> dict[str, Any]:
+    """Loads a model on the device and tells what it is.
+
+    Returns:
+        `runtime`, `package`, `version`, `inputs` and `outputs`, see `devices.board.runners.contract.tensor_record`.
+
+    Raises:
+        DeviceError: The device or the model can't be used.
+    """
+    transport = open_transport(profile)
+    with transport.start_agent() as agent:
+        loaded = _load(profile, transport, agent, case, BenchmarkSettings().load_timeout_s)
+        description: dict[str, Any] = loaded["model"]
+        with contextlib.suppress(DeviceError):  # it only tidies up, and all is known
+            agent.request("unload", timeout_s=_FACTS_TIMEOUT_S)
+    return description
 
 
 @dataclass
@@ -225,7 +255,12 @@ class _Bench:
             latency_ms=summarize(running.blocks_ns, seed=self._settings.seed),
             stopped_by="target" if reached else "max_time",
             warm_up_count=running.warm_up_count,
-            **{**loaded, **memory, "files": tuple(loaded["files"])},
+            **{
+                **loaded,
+                **memory,
+                "files": tuple(loaded["files"]),
+                "input_shapes": {name: tuple(shape) for name, shape in loaded["input_shapes"].items()},
+            },
         )
 
     def _fail(self, case: Case, error: DeviceError) -> None:
@@ -258,6 +293,7 @@ def _load(profile: DeviceProfile, transport: Transport, agent: Agent, case: Case
         "num_threads": case.num_threads or profile.threads,
         "sha256": case.sha256,
         "weights_sha256": case.weights_sha256,
+        "input_shapes": {name: list(shape) for name, shape in case.input_shapes.items()},
     }
     answer: dict[str, Any] = agent.request("load", params, timeout_s=timeout_s)
     return answer
@@ -322,8 +358,11 @@ __all__ = [
     "Case",
     "CaseError",
     "CaseResult",
+    "OutputFile",
     "Prediction",
+    "SampleFile",
     "Tell",
     "benchmark",
+    "describe_model",
     "predict",
 ]

@@ -24,6 +24,8 @@ class Case(_Frozen):
         sha256: What the file's digest must be on the device; None takes any.
         weights_sha256: The same for the `.bin` beside an OpenVINO `.xml`.
         num_threads: None takes the profile's.
+        input_shapes: By the input's name its whole shape, where the file leaves dimensions free. Without an
+            entry a free first dimension is 1, and no other may be free.
     """
 
     id: str
@@ -32,6 +34,7 @@ class Case(_Frozen):
     sha256: str | None = None
     weights_sha256: str | None = None
     num_threads: PositiveInt | None = None
+    input_shapes: dict[str, tuple[PositiveInt, ...]] = {}
 
 
 class BenchmarkSettings(_Frozen):
@@ -91,7 +94,8 @@ class CaseResult(_Frozen):
         sha256: The digest of the file that ran, taken on the device.
         size_bytes: Of the file, and of the weights beside an OpenVINO `.xml`.
         files: Name, digest and size of each of these.
-        model: The runner's description: runtime, version, input, outputs.
+        model: The runner's description: runtime, package, version, inputs, outputs.
+        input_shapes: By name the shape that each input was measured with.
         load_ms: From the import of the runtime to a model that is ready.
         first_inference_ms: The first inference, which many runtimes use to prepare themselves.
         latency_ms: Of the inferences after the warm-up.
@@ -110,6 +114,7 @@ class CaseResult(_Frozen):
     size_bytes: int | None = None
     files: tuple[dict[str, Any], ...] = ()
     model: dict[str, Any] | None = None
+    input_shapes: dict[str, tuple[int, ...]] | None = None
     load_ms: float | None = None
     first_inference_ms: float | None = None
     warm_up_count: int | None = None
@@ -149,21 +154,60 @@ class BenchmarkResult(_Frozen):
     cases: tuple[CaseResult, ...]
 
 
-class Prediction(_Frozen):
-    """What a model answered to a set of images.
+class SampleFile(_Frozen):
+    """Samples for one input of a model.
 
     Attributes:
-        count: Images.
-        correct: How many had their label as the highest logit; None without labels.
-        non_finite: Images with a logit that is not a finite number.
-        seconds: For all images, one by one, without loading.
+        name: Of the input; None where the model has only one.
+        path: A `.npy` file on this machine, `(count, ...)`, one row a sample.
+        transform: What makes a row the input's, of `devices.board.preprocess.InputTransform.to_json`; None
+            where the bits are to be fed as they are.
+    """
+
+    name: str | None = None
+    path: str
+    transform: dict[str, Any] | None = None
+
+
+class OutputFile(_Frozen):
+    """What one output of a model answered to all samples.
+
+    Attributes:
+        name: Of the output.
+        path: A `.npy` file on this machine, float32. Quantized integers are written as their real values,
+            other types are cast: whole numbers beyond 2^24 lose exactness.
+        shape: Of the file: `(count, *shape)`, where the output's shape loses a first dimension of 1.
+        dtype: Of the model's output.
+        non_finite: Samples with a value that is not a finite number.
+    """
+
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    non_finite: int
+
+
+class Prediction(_Frozen):
+    """What a model answered to a set of samples.
+
+    Attributes:
+        count: Samples.
+        correct: How many had their label as the highest value of the first output; None without labels.
+        outputs: In the order of the model file.
+        seconds: For all samples, one by one, without loading.
         sha256: The digest of the file that ran, taken on the device.
         model: The runner's description.
     """
 
     count: int
     correct: int | None
-    non_finite: int
+    outputs: tuple[OutputFile, ...]
     seconds: float = Field(ge=0)
     sha256: str
     model: dict[str, Any]
+
+    @property
+    def non_finite(self) -> int:
+        """Samples with a value that is not a finite number, summed up over the outputs."""
+        return sum(output.non_finite for output in self.outputs)

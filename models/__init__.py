@@ -18,6 +18,7 @@ from models import (
     efficientnet,
     efficientnet_lite,
     efficientnet_v2,
+    mlperf_tiny,
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3,
@@ -90,6 +91,10 @@ MODELS: dict[str, NetworkSpec] = {
     "efficientnet_v2_b2": efficientnet_v2.B2,
     "efficientnet_v2_b3": efficientnet_v2.B3,
     "efficientnet_v2_s": efficientnet_v2.S,
+    "resnet8": mlperf_tiny.RESNET8,
+    "ds_cnn": mlperf_tiny.DS_CNN,
+    "mobilenet_v1_025_96": mlperf_tiny.MOBILENET_V1_025_96,
+    "dense_autoencoder": mlperf_tiny.DENSE_AUTOENCODER,
 }
 """Every network that can be built by name."""
 
@@ -104,7 +109,11 @@ def find(name: str) -> NetworkSpec:
         return MODELS[name]
     close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"Unknown network {name!r}, expected one of {', '.join(sorted(MODELS))}.{hint}")
+    families = ", ".join(dict.fromkeys(spec.family for spec in MODELS.values()))
+    raise ValueError(
+        f"Unknown network {name!r}.{hint} There are {len(MODELS)}, of the families {families}; edgeship models list "
+        f"shows them."
+    )
 
 
 def build(
@@ -273,6 +282,8 @@ def resolve(
         spec,
         width=None if width == 1.0 else width,
         depth=None if depth == 1.0 else depth,
+        num_classes=None if num_classes == spec.num_classes else num_classes,
+        dropout=None if dropout == spec.dropout else dropout,
         drop_path=drop_path or None,
         activation=None if activation == spec.activation else activation,
         squeeze_excite=None if squeeze_excite == spec.squeeze_excite else squeeze_excite,
@@ -297,10 +308,10 @@ def check_options(spec: NetworkSpec, **options: object) -> None:
         if name in spec.fixed:
             raise ValueError(f"{name} is {value!r}, but {spec.name!r} leaves no choice: {spec.fixed[name]}.")
         if name in _HAS and not _HAS[name](spec):
-            others = ", ".join(other.name for other in MODELS.values() if _HAS[name](other))
+            others = ", ".join(dict.fromkeys(other.family for other in MODELS.values() if _HAS[name](other)))
             raise ValueError(
                 f"{name} is {value!r}, but {spec.name!r} has no {_WORDS[name]}: leave it out, or take a network "
-                f"that has one ({others})."
+                f"of a family that has one ({others})."
             )
 
 

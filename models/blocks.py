@@ -42,9 +42,13 @@ class Rescaling:
 SIGNED_UNIT = Rescaling(scale=1 / 127.5, offset=-1.0)
 """0..255 to -1..1, as the MobileNets take it."""
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-_RED, _GREEN, _BLUE = zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Of ImageNet's pixels divided by 255: red, green, blue."""
+
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+"""As `IMAGENET_MEAN`."""
+
+_RED, _GREEN, _BLUE = zip(IMAGENET_MEAN, IMAGENET_DEVIATION, strict=True)
 
 IMAGENET_STATISTICS = Rescaling(
     scale=(1 / (255 * _RED[1]), 1 / (255 * _GREEN[1]), 1 / (255 * _BLUE[1])),

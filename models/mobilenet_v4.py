@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from models.blocks import (
-    Rescaling,
+    IMAGENET_STATISTICS,
     SqueezeExcite,
     Style,
     batch_norm,
@@ -26,6 +26,7 @@ from models.blocks import (
     conv_batch_norm,
     depthwise_batch_norm,
     early_strides,
+    fused_inverted_residual,
     image_input,
     make_divisible,
     pool,
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
 _HEAD_FILTERS = (960, 1280)
 _SQUEEZE_RATIO = 0.25
 _LAYER_SCALE = 1e-5  # layer_scale_init_value of both blocks in nn_blocks.py.
-
-# Mean and deviation of ImageNet's pixels, as TF-vision's classification input takes them.
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
-_IMAGENET = Rescaling(
-    scale=(1 / 255 / _DEVIATION[0], 1 / 255 / _DEVIATION[1], 1 / 255 / _DEVIATION[2]),
-    offset=(-_MEAN[0] / _DEVIATION[0], -_MEAN[1] / _DEVIATION[1], -_MEAN[2] / _DEVIATION[2]),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +219,7 @@ def _layer_scale(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
     """A factor for each channel, learnt from 1e-5 (arXiv:2103.17239), as the layer `<name>_layer_scale`.
 
     A depthwise 1x1 convolution, because Keras has no layer of its own for it and a network of Keras' layers loads
-    anywhere. `models.folding.fold_layer_scales` removes it from a trained network.
+    anywhere. `models.folding.fold_scales` removes it from a trained network.
     """
     import keras
 
@@ -244,18 +237,6 @@ def _finish(x: keras.KerasTensor, shortcut: keras.KerasTensor, placed: _Placed) 
     if placed.stride > 1 or x.shape[-1] != shortcut.shape[-1]:
         return x
     return residual(x, shortcut, drop_path=placed.drop_path, name=placed.name)
-
-
-def fused_bottleneck(x: keras.KerasTensor, block: FusedBottleneck, placed: _Placed) -> keras.KerasTensor:
-    """`(batch, height, width, channels)` to `(batch, ceil(height / stride), ceil(width / stride), filters)`."""
-    shortcut = x
-    expanded = make_divisible(x.shape[-1] * block.expansion)
-    filters = make_divisible(block.filters * placed.width)
-    x = conv_batch_norm(
-        x, expanded, placed.style, kernel_size=3, stride=placed.stride, name=f"{placed.name}_expand"
-    )  # fmt: skip
-    x = conv_batch_norm(x, filters, placed.style, name=f"{placed.name}_project", linear=True)
-    return _finish(x, shortcut, placed)
 
 
 def universal_bottleneck(x: keras.KerasTensor, block: UniversalBottleneck, placed: _Placed) -> keras.KerasTensor:
@@ -306,7 +287,7 @@ def attention(x: keras.KerasTensor, block: Attention, placed: _Placed) -> keras.
 
     As the heads share keys and values, all queries are the rows of one matrix: two products of matrices, without a
     transposition of the large ones. The factor of a dot product is applied to the keys, the smallest of the tensors,
-    right after a convolution, into which the converters fold it.
+    right after a convolution, into which `models.folding.fold_scales` folds it.
 
     Args:
         x: `(batch, height, width, channels)`.
@@ -350,7 +331,16 @@ def _place(x: keras.KerasTensor, block: Block, placed: _Placed) -> keras.KerasTe
                 x, filters, placed.style, kernel_size=block.kernel_size, stride=placed.stride, name=f"{placed.name}_conv"
             )  # fmt: skip
         case FusedBottleneck():
-            return fused_bottleneck(x, block, placed)
+            return fused_inverted_residual(
+                x,
+                make_divisible(block.filters * placed.width),
+                placed.style,
+                expanded=make_divisible(x.shape[-1] * block.expansion),
+                kernel_size=3,
+                stride=placed.stride,
+                name=placed.name,
+                drop_path=placed.drop_path,
+            )
         case UniversalBottleneck():
             return universal_bottleneck(x, block, placed)
         case Attention():
@@ -367,7 +357,7 @@ def _build(
     stem_stride, first_stride = early_strides(*config.image_size, early_stride=config.early_stride)
     hybrid = any(isinstance(block, Attention) for block in blocks)
 
-    image, x = image_input(config, _IMAGENET)
+    image, x = image_input(config, IMAGENET_STATISTICS)
     stem = make_divisible(stem_filters * config.width)
     x = conv_batch_norm(x, stem, style, kernel_size=3, stride=stem_stride, name="stem_conv")
     for index, block in enumerate(blocks):

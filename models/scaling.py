@@ -204,7 +204,7 @@ def compound_member(
     Raises:
         ValueError: If the family does not scale so, or an argument is outside its range.
     """
-    spec = next((spec for spec in _networks(name) if spec.name in COMPOUND_FAMILIES.values()), None)
+    spec = next((spec for spec in networks_of(name) if spec.name in COMPOUND_FAMILIES.values()), None)
     if spec is None:
         known = ", ".join(sorted({*COMPOUND_FAMILIES, *COMPOUND_FAMILIES.values()}))
         raise ValueError(f"{name!r} has no compound scaling, expected one of {known}; a budget finds its members.")
@@ -250,7 +250,7 @@ def fit_budget(
         "squeeze_excite": squeeze_excite,
         "early_stride": early_stride,
     }
-    ladders = [_ladder(spec, input_shape, options) for spec in _networks(name)]
+    ladders = [_ladder(spec, input_shape, options) for spec in networks_of(name)]
     fitting = [member for ladder in ladders if (member := _largest(ladder, budget)) is not None]
     if not fitting:
         smallest = min((_member(ladder[0], budget.precision) for ladder in ladders), key=lambda m: _rank(m, budget))
@@ -258,7 +258,7 @@ def fit_budget(
     return max(fitting, key=lambda member: _rank(member, budget))
 
 
-def _networks(name: str) -> list[NetworkSpec]:
+def networks_of(name: str) -> list[NetworkSpec]:
     """The networks of a family, or the one of this name; a compound family is scaled from one network alone.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-STAGE_NAMES = ("data", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
+STAGE_NAMES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the last words of child processes.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object.")
@@ -55,6 +55,26 @@ _ROOT = click.option(
     help="Directory of the releases on the device.",
 )
 _DEVICE = click.option("--device", "device_name", default="local", show_default=True, help="A device profile.")
+
+
+def _describes_model(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say of a model file what the file does not; they arrive as `described`."""
+    options = (
+        click.option("--layout", type=click.Choice(["NHWC", "NCHW"]), help="Of an image input."),
+        click.option("--scale", metavar="N[,N,N]", help="Pixels 0..255 are multiplied with it, for all or by channel."),
+        click.option("--offset", metavar="N[,N,N]", help="Is added then."),
+        click.option("--shape", "shapes", multiple=True, metavar="[NAME=]1,N,...", help="Fixes free dimensions."),
+        click.option("--metric", type=click.Choice(["top1", "mse", "auc"]), help="What accuracy means."),
+    )
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        names = ("layout", "scale", "offset", "shapes", "metric")
+        return function(*args, described={name: kwargs.pop(name) for name in names}, **kwargs)
+
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
 
 
 def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
@@ -281,19 +301,40 @@ def rollback_command(name: str, root: Path, as_json: bool) -> None:
 @click.option("--threads", type=click.IntRange(1, 256), help="Threads of one inference; default the profile's.")
 @click.option("--min-count", type=click.IntRange(10), default=200, show_default=True, help="Timed inferences.")
 @click.option("--min-time", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds of them.")
+@_describes_model
+@_STORE
+@_SHARED_STORE
 @_JSON
 def bench(
-    models: tuple[Path, ...], device_name: str, threads: int | None, min_count: int, min_time: float, as_json: bool
+    models: tuple[Path, ...],
+    device_name: str,
+    threads: int | None,
+    min_count: int,
+    min_time: float,
+    described: dict[str, Any],
+    store: Path,
+    shared_store: str | None,
+    as_json: bool,
 ) -> None:
-    """Measure MODEL files (.tflite, .onnx, .xml) side by side on a device."""
+    """Measure MODEL files side by side on a device.
+
+    A .tflite, .onnx or .xml file runs as it is; a .keras file or a SavedModel is exported to every target first.
+    """
     from devices.measurement import BenchmarkSettings
     from devices.profile import load_profile
-    from pipeline.adhoc import benchmark_models
+    from pipeline.adhoc import benchmark_models, description_of
+    from pipeline.remote_store import open_store
 
     settings = BenchmarkSettings(min_count=min_count, min_time_s=min_time, max_time_s=max(60.0, 2 * min_time))
     with _progress() as progress:
         result = benchmark_models(
-            models, load_profile(device_name), num_threads=threads, settings=settings, tell=progress.show
+            models,
+            load_profile(device_name),
+            num_threads=threads,
+            settings=settings,
+            description=description_of(**described),
+            store=open_store(store, shared_store),
+            tell=progress.show,
         )
     failed = [case for case in result["cases"] if case["error"]]
     details = {case["id"]: case["error"].pop("details") for case in failed}
@@ -316,31 +357,126 @@ def bench(
     sys.exit(max((case["error"]["exit_code"] for case in failed), default=0))
 
 
+@command(main, "convert")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, type=click.Choice(["litert", "onnxruntime", "openvino"]),
+              help="Repeatable; default all that can be reached from the format.")  # fmt: skip
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(["float32", "float16", "int8"]),
+              help="Repeatable; default all that can be made.")  # fmt: skip
+@click.option("--data", "source", help="Samples for int8 and for accuracy: as of eval. Without it, random ones.")
+@click.option("--calibration-samples", type=click.IntRange(64), help="How many int8 takes its ranges from.")
+@click.option("--out", "out_dir", required=True, type=click.Path(path_type=Path), help="Directory for the files.")
+@_describes_model
+@_STORE
+@_SHARED_STORE
+@_JSON
+def convert(
+    model: Path,
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    source: str | None,
+    calibration_samples: int | None,
+    out_dir: Path,
+    described: dict[str, Any],
+    store: Path,
+    shared_store: str | None,
+    as_json: bool,
+) -> None:
+    """Convert MODEL (.keras, SavedModel, .onnx, .tflite, .xml), and verify every file against MODEL itself."""
+    from pipeline.adhoc import convert_model, description_of
+    from pipeline.gates import GateRow
+    from pipeline.remote_store import open_store
+
+    with _progress() as progress:
+        rows, result = convert_model(
+            model,
+            out_dir,
+            targets=targets,
+            precisions=precisions,
+            source=source,
+            calibration_images=calibration_samples,
+            description=description_of(**described),
+            store=open_store(store, shared_store),
+            tell=progress.show,
+        )
+    broken = [GateRow(**row) for each in rows for row in each["gates"] if not row["passed"]]
+    failures = [error.message for error in result.failures]
+    if as_json:
+        click.echo(json.dumps({"model": str(model), "files": rows, "failures": failures}, indent=2))
+    else:
+        columns = ("file", "target", "precision", "size KiB", "largest difference", "SNR dB", "accuracy", "drop",
+                   "gates")  # fmt: skip
+        _print_table(f"{model} in {out_dir}", columns, [_converted_cells(row) for row in rows])
+    for message in failures:
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+    for error in result.failures:
+        _show_details(error.details)
+    for row in broken:
+        click.echo(f"{click.style('Gate failed:', fg='red', bold=True)} {row.sentence()}.", err=True)
+    sys.exit(max((error.exit_code for error in result.failures), default=0) or int(bool(broken)))
+
+
+def _converted_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    broken = any(not gate["passed"] for gate in row["gates"])
+    parity = row["parity"]
+    return (
+        Path(row["path"]).name,
+        row["target"],
+        row["precision"],
+        f"{row['size_bytes'] / 1024:,.1f}",
+        f"{parity['max_logit_difference']:.1e}",
+        _cell(parity["snr_db"], 1),
+        _cell(row["accuracy"], 4),
+        _cell(row["accuracy_drop"], 4),
+        "failed" if broken else "passed",
+    )
+
+
 @command(main, "eval")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", "source", required=True, help="`digits`, a folder, a .tar/.tar.gz/.tar.xz archive, or .npz.")
+@click.option("--data", "source", required=True, help="`digits`, a folder, a .tar(.gz|.xz), or .npz.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
 @_DEVICE
+@_describes_model
 @_STORE
 @_SHARED_STORE
 @_JSON
 def evaluate(
-    model: Path, source: str, split: str, device_name: str, store: Path, shared_store: str | None, as_json: bool
+    model: Path,
+    source: str,
+    split: str,
+    device_name: str,
+    described: dict[str, Any],
+    store: Path,
+    shared_store: str | None,
+    as_json: bool,
 ) -> None:
-    """Measure the accuracy and calibration of MODEL on a data set."""
+    """Measure how well MODEL does its task on a data set: accuracy and calibration, or --metric."""
     from devices.profile import load_profile
-    from pipeline.adhoc import evaluate_model
+    from pipeline.adhoc import description_of, evaluate_model
     from pipeline.remote_store import open_store
 
     profile = load_profile(device_name)
     with _progress() as progress:
         result = evaluate_model(
-            model, source, profile, split=split, store=open_store(store, shared_store), tell=progress.show
+            model,
+            source,
+            profile,
+            split=split,
+            description=description_of(**described),
+            store=open_store(store, shared_store),
+            tell=progress.show,
         )
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
     low, high = result["accuracy_interval"]
+    if result["metric"] != "top1":
+        click.echo(
+            f"{result['metric']} {result['accuracy']:.6g} on {result['images']} {split} samples "
+            f"(95 % interval {low:.6g} to {high:.6g})"
+        )
+        return
     click.echo(
         f"{result['correct']} of {result['images']} {split} images correct: {100 * result['accuracy']:.2f} % "
         f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {100 * result['ece']:.2f} %, "

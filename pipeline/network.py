@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 import models
+from models.scaling import compound_scaling
 from pipeline.errors import InputError, StageError
 from pipeline.stages.base import FrozenConfig
 
@@ -28,42 +29,87 @@ FAKE_NETWORK = "fake"
 PREDICTION_BATCH = 64
 
 
-class ModelConfig(FrozenConfig):
+class NetworkOptions(FrozenConfig):
+    """What can be chosen of a network besides its size.
+
+    Attributes:
+        dropout: Share of features dropped before the last layer; None takes the paper's.
+        drop_path: Share of the samples for which the last residual block is skipped in training (stochastic depth);
+            None takes the paper's.
+        activation: The principal nonlinearity; None takes the paper's. relu6 quantizes well everywhere.
+        squeeze_excite: Whether blocks gate their channels; None as in the paper.
+        early_stride: True for the paper's strides, False for the variant for small images; None chooses by the
+            image size (`models.default_early_stride`).
+        batch_norm_momentum: Weight of the old value in the moving averages; None takes the family's.
+        weights: What training starts from: `imagenet`, or the path of a .keras file, a .weights.h5 file or an
+            artifact of Edgeship; None starts from random weights.
+    """
+
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    activation: models.Activation | None = None
+    squeeze_excite: bool | None = None
+    early_stride: bool | None = None
+    batch_norm_momentum: float | None = Field(default=None, gt=0, lt=1)
+    weights: str | None = Field(default=None, min_length=1)
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options that were given, as keyword arguments of `models.build`."""
+        return self.model_dump(include=set(NetworkOptions.model_fields) - {"weights"}, exclude_none=True)
+
+
+class ModelConfig(NetworkOptions):
     """Which network: a row of `models.MODELS` and its options.
 
     Attributes:
         name: Key of `models.MODELS`, or `fake`.
         width: Width multiplier, for the families that have one.
-        dropout: Share of features dropped before the last layer; None takes the paper's.
-        early_stride: True for the paper's strides, False for the variant for small images; None chooses by the
-            image size (`models.default_early_stride`).
-        batch_norm_momentum: Weight of the old value in the moving averages; None takes the family's.
+        depth: Depth multiplier, for the families that have one.
+        phi: Compound coefficient (Tan and Le 2019), for the families with width and depth: stands for both.
     """
 
     name: str
     width: float | None = Field(default=None, gt=0, le=4)
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    early_stride: bool | None = None
-    batch_norm_momentum: float | None = Field(default=None, gt=0, lt=1)
+    depth: float | None = Field(default=None, gt=0, le=8)
+    phi: float | None = Field(default=None, ge=-4, le=8)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.name == FAKE_NETWORK:
-            given = self.options()
+            given = self.model_dump(exclude={"name"}, exclude_none=True)
             if given:
                 raise ValueError(f"{next(iter(given))} belongs to a real network, not to fake: leave it out.")
             return self
         try:
             spec = models.find(self.name)
         except ValueError as error:
-            raise ValueError(f"name: {error}") from error
-        if self.width not in (None, 1.0) and not spec.has_width:
-            raise ValueError(f"width is {self.width:g}, but {self.name} has no width multiplier: leave it out.")
+            raise ValueError(f"model.name: {error}") from error
+        if spec.input_kind != "image":
+            raise ValueError(
+                f"model.name is {self.name}, which takes features {spec.input_shape} and no images: write it with "
+                f"edgeship models save {self.name} --out {self.name}.keras, train it where its data are, and give "
+                f"model.path."
+            )
+        if self.phi is not None:
+            beside = " and ".join(name for name in ("width", "depth") if getattr(self, name) is not None)
+            if beside:
+                raise ValueError(f"phi stands for width and depth, but {beside} is given too: leave one out.")
+            if not (spec.has_width and spec.has_depth):
+                raise ValueError(f"phi is {self.phi:g}, but {self.name} has no compound scaling: leave it out.")
+        neutral = {"width": 1.0, "depth": 1.0, "activation": spec.activation, "squeeze_excite": spec.squeeze_excite}
+        options = {name: value for name, value in self.options().items() if neutral.get(name) != value}
+        models.check_options(
+            spec, **{name: value for name, value in options.items() if value or name == "early_stride"}
+        )
         return self
 
     def options(self) -> dict[str, Any]:
         """Returns the options that were given, as keyword arguments of `models.build`."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
+        chosen = super().options() | self.model_dump(include={"width", "depth"}, exclude_none=True)
+        if self.phi is not None:
+            scaling = compound_scaling(self.phi)
+            chosen |= {"width": scaling.width, "depth": scaling.depth}
+        return chosen
 
 
 def build_network(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> keras.Model:

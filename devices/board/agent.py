@@ -2,11 +2,12 @@
 
 hello                                                          -> protocol, python, pid
 facts                                                          -> see `facts.collect`
-load {runtime, path, num_threads, sha256?, weights_sha256?}    -> times, description, digest, size, memory
+load {runtime, path, num_threads, sha256?, weights_sha256?,
+      input_shapes?}                                           -> times, description, digest, size, memory
 warm_up {min_count, min_time_s}                                -> count, seconds
 measure {count?, time_s?, settle_count?}                       -> latencies_ns
 memory                                                         -> peak_memory_mb
-predict {images, labels?, logits?}                             -> count, correct, non_finite, seconds, logits
+predict {inputs: [{name, path, transform}], labels?, outputs?} -> see `prediction.predict`; `outputs` is a directory
 unload                                                         -> nothing
 """
 
@@ -20,7 +21,7 @@ import platform
 import shutil
 import tempfile
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -28,13 +29,13 @@ from . import facts
 from .errors import AgentError, ModelRejected
 from .jsonlines import EmitEvent, Handler
 from .memory import peak_memory, resident_memory_mb
+from .prediction import predict
 from .runners import RUNNERS, Runner
-from .runners.contract import fixed_shape
+from .runners.contract import Feed, make_feeds
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 _NUM_INPUTS = 4
-_PROGRESS_EVERY_S = 0.5
 
 Array = np.ndarray
 
@@ -55,8 +56,8 @@ class BoardAgent:
         self._runners = runners
         self._clock_ns = clock_ns
         self._runner: Optional[Runner] = None
-        self._description: Dict[str, Any] = {}
-        self._inputs: List[Array[Any, Any]] = []
+        self._feeds: List[Feed] = []
+        self._inputs: List[List[Array[Any, Any]]] = []
         self._next_input = 0
         self._scratch = ""
 
@@ -87,18 +88,20 @@ class BoardAgent:
             raise AgentError(f"no runtime '{runtime}'; this agent has: {', '.join(sorted(self._runners))}")
         if not isinstance(num_threads, int) or num_threads < 1:
             raise AgentError(f"num_threads is {num_threads!r}; expected a whole number of at least 1")
+        input_shapes: Dict[str, List[int]] = params.get("input_shapes") or {}
         files = _check_files(path, params.get("sha256"), params.get("weights_sha256"))
         baseline_memory_mb = resident_memory_mb()
         runner = self._runners[runtime]()
         started = self._clock_ns()
-        runner.load(path, num_threads=num_threads)
+        runner.load(path, num_threads=num_threads, input_shapes=input_shapes)
         loaded = self._clock_ns()
         description = runner.describe()
-        inputs = _random_inputs(description["input"])
+        feeds = make_feeds(description["inputs"], input_shapes)
+        inputs = _random_inputs(description["inputs"], feeds)
         first = self._clock_ns()
-        runner.infer(inputs[0])
+        _infer_first(runner, inputs[0], path)
         done = self._clock_ns()
-        self._runner, self._description, self._inputs, self._next_input = runner, description, inputs, 0
+        self._runner, self._feeds, self._inputs, self._next_input = runner, feeds, inputs, 0
         return {
             "load_ms": (loaded - started) / 1e6,
             "first_inference_ms": (done - first) / 1e6,
@@ -107,6 +110,7 @@ class BoardAgent:
             "size_bytes": sum(file["size_bytes"] for file in files),
             "files": files,
             "model": description,
+            "input_shapes": {feed.name: list(feed.shape) for feed in feeds},
             "baseline_memory_mb": baseline_memory_mb,
             **peak_memory(),
         }
@@ -139,9 +143,9 @@ class BoardAgent:
         with _no_garbage_collection():
             begin = clock_ns()
             while True:
-                image = self._input()
+                inputs = self._input()
                 started = clock_ns()
-                runner.infer(image)
+                runner.infer(inputs)
                 ended = clock_ns()
                 latencies.append(ended - started)
                 if len(latencies) >= limit or ended - begin >= budget_ns:
@@ -151,51 +155,17 @@ class BoardAgent:
         return peak_memory()
 
     def _predict(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:
-        runner = self._loaded()
-        shape = fixed_shape(self._description["input"])
-        images = np.load(params["images"], mmap_mode="r", allow_pickle=False)
-        if images.dtype.name != self._description["input"]["dtype"] or images.shape[1:] != shape[1:] or shape[0] != 1:
-            raise AgentError(
-                f"the images are {images.dtype.name} {images.shape}, but the model takes "
-                f"{self._description['input']['dtype']} {shape}; preprocess them with the model's record"
-            )
-        labels = _load_labels(params.get("labels"), len(images))
-        buffer = np.empty(shape, images.dtype)
-        logits: Optional[Array[Any, Any]] = None
-        path = params.get("logits") or os.path.join(self._scratch_dir(), "logits.npy")
-        partial = path + ".partial"
-        started = said = time.monotonic()
-        try:
-            for index in range(len(images)):
-                buffer[0] = images[index]
-                answer = runner.infer(buffer)
-                if logits is None:
-                    logits = _logits_file(partial, len(images), answer, labels)
-                logits[index] = answer[0]
-                if time.monotonic() - said >= _PROGRESS_EVERY_S:
-                    said = time.monotonic()
-                    emit_event({"done": index + 1, "total": len(images)})
-            seconds = time.monotonic() - started
-            if logits is None:
-                raise AgentError(f"{params['images']} holds no images")
-            correct = None if labels is None else int((logits.argmax(axis=1) == labels).sum())
-            non_finite = int((~np.isfinite(logits)).any(axis=1).sum())
-            logits.flush()  # type: ignore[attr-defined]
-            os.replace(partial, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
-        emit_event({"done": len(images), "total": len(images)})
-        return {
-            "count": len(images),
-            "correct": correct,
-            "non_finite": non_finite,
-            "seconds": seconds,
-            "logits": path,
-        }
+        return predict(
+            self._loaded(),
+            self._feeds,
+            params["inputs"],
+            labels=params.get("labels"),
+            out_dir=params.get("outputs") or self._scratch_dir(),
+            emit_event=emit_event,
+        )
 
     def _unload(self, params: Dict[str, Any], emit_event: EmitEvent) -> None:  # noqa: ARG002
-        self._runner, self._description, self._inputs = None, {}, []
+        self._runner, self._feeds, self._inputs = None, [], []
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = ""
@@ -212,24 +182,48 @@ class BoardAgent:
             raise AgentError("no model is loaded; send 'load' first")
         return self._runner
 
-    def _input(self) -> Array[Any, Any]:
-        """The next of the prepared inputs, in turn."""
+    def _input(self) -> List[Array[Any, Any]]:
+        """The next of the prepared sets of inputs, in turn."""
         self._next_input = (self._next_input + 1) % len(self._inputs)
         return self._inputs[self._next_input]
 
 
-def _random_inputs(record: Dict[str, Any]) -> List[Array[Any, Any]]:
-    """Seeded random tensors of the model's shape and dtype: small integers of any value, floats of [0, 1)."""
-    shape, dtype = fixed_shape(record), record["dtype"]
+def _random_inputs(records: Sequence[Dict[str, Any]], feeds: Sequence[Feed]) -> List[List[Array[Any, Any]]]:
+    """Sets of seeded random tensors, one for each input.
+
+    Floats are of [0, 1). Small integers are of any value, and so are quantized ones; other integers, which may be
+    indices, are 0 or 1.
+    """
     generator = np.random.default_rng(0)
-    if dtype in ("float16", "float32", "float64"):
+    by_input = [_random_tensors(generator, record, feed) for record, feed in zip(records, feeds)]
+    return [list(tensors) for tensors in zip(*by_input)]
+
+
+def _random_tensors(generator: np.random.Generator, record: Dict[str, Any], feed: Feed) -> List[Array[Any, Any]]:
+    """As many tensors of one input as there are sets."""
+    shape, dtype = feed.shape, feed.dtype
+    if dtype.kind == "f":
         return [generator.random(shape).astype(dtype) for _ in range(_NUM_INPUTS)]
-    if dtype in ("uint8", "int8", "uint16", "int16"):
+    if dtype.kind in "iu" and (dtype.itemsize <= 2 or record["quantization"] is not None):
         limits = np.iinfo(dtype)
         return [generator.integers(limits.min, limits.max, shape, dtype, endpoint=True) for _ in range(_NUM_INPUTS)]
-    if dtype in ("int32", "int64", "uint32", "uint64", "bool"):
-        return [generator.integers(0, 2, shape).astype(dtype) for _ in range(_NUM_INPUTS)]
-    raise ModelRejected(f"input '{record['name']}' has the type {dtype}, for which there is no random input")
+    return [generator.integers(0, 2, shape).astype(dtype) for _ in range(_NUM_INPUTS)]
+
+
+def _infer_first(runner: Runner, inputs: Sequence[Array[Any, Any]], path: str) -> None:
+    """The first inference, in which some runtimes find out that the shapes of several inputs do not fit together.
+
+    Raises:
+        ModelRejected: The runtime raised.
+    """
+    try:
+        runner.infer(inputs)
+    except Exception as error:
+        shapes = ", ".join(f"{array.dtype.name} {array.shape}" for array in inputs)
+        raise ModelRejected(
+            f"{path} was loaded, but an inference of random inputs ({shapes}) failed: {error}; "
+            "check the shapes that are given for its inputs"
+        ) from error
 
 
 def _check_files(path: str, sha256: Optional[str], weights_sha256: Optional[str]) -> List[Dict[str, Any]]:
@@ -262,29 +256,6 @@ def _digest(path: str) -> tuple[str, int]:
                 return hasher.hexdigest(), size_bytes
             hasher.update(block)
             size_bytes += len(block)
-
-
-def _load_labels(path: Optional[str], count: int) -> Optional[Array[Any, Any]]:
-    if path is None:
-        return None
-    labels: Array[Any, Any] = np.load(path, allow_pickle=False)
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise AgentError(f"the labels are {labels.dtype.name} {labels.shape}; expected whole numbers ({count},)")
-    return labels
-
-
-def _logits_file(path: str, count: int, answer: Array[Any, Any], labels: Optional[Array[Any, Any]]) -> Array[Any, Any]:
-    """A memory-mapped float32 file, `(count, classes)` with as many classes as the first answer has."""
-    if answer.ndim != 2 or answer.shape[0] != 1 or answer.dtype != np.float32:
-        raise AgentError(f"the model answers {answer.dtype.name} {answer.shape}; expected logits float32 (1, classes)")
-    if labels is not None and (labels.min() < 0 or labels.max() >= answer.shape[1]):
-        raise AgentError(
-            f"the labels reach from {labels.min()} to {labels.max()}, but the model has {answer.shape[1]} classes"
-        )
-    logits: Array[Any, Any] = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float32, shape=(count, answer.shape[1])
-    )
-    return logits
 
 
 @contextlib.contextmanager

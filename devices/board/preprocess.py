@@ -5,6 +5,9 @@ a triangle filter as wide as the reduction (so it averages instead of skipping p
 behind the binary point, first along each row and then along each column, with 8-bit pixels in between. Where
 Pillow goes along the columns first, because that is cheaper for an image's proportions, the two differ by at
 most one level.
+
+`InputTransform` is what follows for a model that takes something else than these bytes: another layout, type or
+range. It computes in float32, one operation at a time, so that it gives the same bits everywhere too.
 """
 
 from __future__ import annotations
@@ -12,13 +15,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 import numpy as np
+
+from .quantization import Quantization, quantize, to_integers
 
 RESIZES = ("stretch", "shorter_side")
 CROPS = ("none", "center")
 INTERPOLATIONS = ("bilinear", "nearest")
+LAYOUTS = ("NHWC", "NCHW")
+FLOAT_DTYPES = ("float16", "float32", "float64")
+INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+Numbers = Union[float, Tuple[float, ...]]
 
 _MAX_SIZE = 8192
 _WEIGHT_BITS = 22
@@ -178,3 +188,135 @@ def _taps(in_size: int, out_size: int, begin: int, count: int) -> Tuple[np.ndarr
     used = weights.any(axis=1)
     indices = np.clip(candidates, 0, in_size - 1)[used]
     return indices, weights[used].astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputTransform:
+    """How a stored sample becomes what a model's input takes.
+
+    A stored value p becomes `p * scale + offset`, in float32 and for each channel of the last axis of the
+    stored sample; then the axes are moved, then the value is cast.
+
+    Attributes:
+        layout: "NHWC" leaves the axes as they are stored, "NCHW" moves the last of three to the front.
+        dtype: Of the model's input. An integer type takes values rounded half to even and clipped to its range.
+            For an input that is quantized, a float type says that the values are real ones, which are then
+            quantized as the input is; an integer type that they are the integers themselves.
+        scale: One number, or one for each channel. `(p / 255 - mean) / std` is the scale 1 / (255 std) and the
+            offset -mean / std.
+        offset: The same.
+
+    Raises:
+        ValueError: A value that can't be used.
+    """
+
+    layout: str = "NHWC"
+    dtype: str = "float32"
+    scale: Numbers = 1.0
+    offset: Numbers = 0.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("layout", LAYOUTS), ("dtype", FLOAT_DTYPES + INTEGER_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of: {', '.join(known)}")
+        for name in ("scale", "offset"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not numbers or not all(_is_float32(number) for number in numbers):
+                raise ValueError(
+                    f"{name} is {value!r}; expected a number, or a list of one for each channel, that float32 can hold"
+                )
+
+    def to_json(self) -> Dict[str, Any]:
+        """JSON values that `from_json` takes back."""
+        return {
+            "layout": self.layout,
+            "dtype": self.dtype,
+            "scale": _json_numbers(self.scale),
+            "offset": _json_numbers(self.offset),
+        }
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> InputTransform:
+        """The transform of `to_json`; a key that is left out has the value of the class.
+
+        Raises:
+            ValueError: A key is unknown, or a value can't be used.
+        """
+        known = [field.name for field in dataclasses.fields(InputTransform)]
+        unknown = sorted(str(key) for key in values if key not in known)
+        if unknown:
+            raise ValueError(f"not a transform (unknown: {', '.join(unknown)}); its keys are: {', '.join(known)}")
+        given: Dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return InputTransform(**given)
+
+    def apply(
+        self,
+        sample: np.ndarray[Any, Any],
+        quantization: Optional[Quantization] = None,
+        *,
+        quantized_dtype: Optional[str] = None,
+    ) -> np.ndarray[Any, Any]:
+        """Transforms one sample.
+
+        Args:
+            sample: Of any shape; of three dimensions `(height, width, channels)` for the layout NCHW. Whole
+                numbers beyond 2^24 lose exactness in float32, unless scale is 1 and offset 0.
+            quantization: Of the model's input, where it is quantized.
+            quantized_dtype: The integer type of that input.
+
+        Returns:
+            `(1, *shape)`, C-contiguous, of `dtype`, or of `quantized_dtype` where real values were quantized.
+            It may share memory with the sample where nothing had to be done.
+
+        Raises:
+            ValueError: The sample does not fit the transform, or holds a NaN that would become an integer.
+        """
+        values = self._scaled(sample)
+        if self.layout == "NCHW":
+            if values.ndim != 3:
+                raise ValueError(
+                    f"the sample has the shape {sample.shape}; the layout NCHW expects (height, width, channels): "
+                    "take the layout NHWC, which leaves any shape as it is"
+                )
+            values = values.transpose(2, 0, 1)
+        values = values[np.newaxis]
+        if self.dtype in INTEGER_DTYPES:
+            values = values if values.dtype == self.dtype else to_integers(values, self.dtype)
+        elif quantization is not None:
+            if quantized_dtype is None:
+                raise ValueError("a quantization is given without quantized_dtype; pass the dtype of the input")
+            values = quantize(values, quantization, quantized_dtype)
+        else:
+            with np.errstate(over="ignore"):  # what float16 can't hold becomes infinite, as in the network itself
+                values = values.astype(self.dtype, copy=False)
+        return np.ascontiguousarray(values)
+
+    def _scaled(self, sample: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """`sample * scale + offset` in float32; the sample itself where that changes nothing."""
+        if self.scale == 1 and self.offset == 0:
+            return sample
+        for name in ("scale", "offset"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and sample.shape[-1:] != (len(value),):
+                raise ValueError(
+                    f"{name} has {len(value)} numbers, but the sample has the shape {sample.shape}; "
+                    "expected one number for each channel of its last axis"
+                )
+        scale, offset = np.asarray(self.scale, np.float32), np.asarray(self.offset, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # stored infinities and NaNs are passed on
+            scaled: np.ndarray[Any, Any] = sample.astype(np.float32) * scale + offset
+        return scaled
+
+
+def _is_float32(number: Any) -> bool:
+    """Whether it is a finite number that stays finite in float32."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return False
+    return bool(abs(number) <= float(np.finfo(np.float32).max))
+
+
+def _json_numbers(value: Numbers) -> Any:
+    return [float(number) for number in value] if isinstance(value, tuple) else float(value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from devices.errors import AgentCrashedError, DeviceError, ModelRejectedError
-from devices.measurement import BenchmarkSettings, Case, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
 from devices.profile import load_profile
 
 SIDE, CLASSES, IMAGES = 16, 5, 24
@@ -83,14 +83,15 @@ def test_predictions_agree_with_the_network(runtime: str, models: Path, tmp_path
     answer = predict(
         load_profile("local"),
         case,
-        str(models / "images.npy"),
+        [SampleFile(path=str(models / "images.npy"))],
         str(tmp_path / "labels.npy"),
-        str(tmp_path / "logits.npy"),
+        str(tmp_path),
         tell=events.append,
     )
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "output_0.npy"), expected, atol=1e-5)
     assert (answer.count, answer.correct, answer.non_finite) == (IMAGES, IMAGES - 1, 0)
-    assert answer.model["input"] == {**answer.model["input"], "shape": [1, SIDE, SIDE, 3], "dtype": "uint8"}
+    (image,) = answer.model["inputs"]
+    assert (image["shape"], image["dtype"], image["quantization"]) == ([1, SIDE, SIDE, 3], "uint8", None)
     assert events[-1] == {"case": runtime, "done": IMAGES, "total": IMAGES}
 
 
@@ -107,7 +108,7 @@ def test_interleaved_benchmark(models: Path) -> None:
     error = by_id.pop("free").error
     assert error is not None
     assert error.kind == "ModelRejectedError"
-    assert "only the first may be free" in error.message
+    assert "only the first dimension may be free; give a shape for 'image'" in error.message
     for case in by_id.values():
         assert case.error is None, case.error
         assert case.latency_ms is not None
@@ -120,7 +121,9 @@ def test_interleaved_benchmark(models: Path) -> None:
     assert by_id["nchw"].num_threads == 2
     model = by_id["nchw"].model
     assert model is not None
-    assert model["input"] == {"name": "image", "shape": [None, 3, SIDE, SIDE], "dtype": "float32"}
+    free = {"name": "image", "shape": [None, 3, SIDE, SIDE], "dtype": "float32", "quantization": None}
+    assert model["inputs"] == [free]
+    assert by_id["nchw"].input_shapes == {"image": (1, 3, SIDE, SIDE)}
     assert [output["name"] for output in model["outputs"]] == ["logits", "mean"]
     assert len(by_id["openvino"].files) == 2
     assert result.facts["cores"] > 0
@@ -166,12 +169,12 @@ def test_a_damaged_file_is_a_clear_error(damage: Damage, models: Path, tmp_path:
 def test_another_file_than_the_expected_is_refused(models: Path) -> None:
     case = Case(id="net", runtime="litert", path=str(models / "net.tflite"), sha256="0" * 64)
     with pytest.raises(ModelRejectedError, match="another file"):
-        predict(load_profile("local"), case, str(models / "images.npy"), None, str(models / "never.npy"))
-    assert not (models / "never.npy").exists()
+        predict(load_profile("local"), case, [SampleFile(path=str(models / "images.npy"))], None, str(models / "never"))
+    assert not (models / "never").exists()
 
 
 def test_images_of_another_size_are_refused(models: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "small.npy", np.zeros((2, 8, 8, 3), np.uint8))
     case = Case(id="net", runtime="litert", path=str(models / "net.tflite"))
     with pytest.raises(DeviceError, match=r"uint8 \(2, 8, 8, 3\)"):
-        predict(load_profile("local"), case, str(tmp_path / "small.npy"), None, str(tmp_path / "logits.npy"))
+        predict(load_profile("local"), case, [SampleFile(path=str(tmp_path / "small.npy"))], None, str(tmp_path))

@@ -2,65 +2,100 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import ModelRejected, RuntimeMissing
-from .contract import check_image, fixed_shape, only_input, tensor_record
+from ..quantization import quantization_record
+from .contract import Feed, InputShapes, check_inputs, make_feeds, tensor_record, with_distinct_names
 
 
 class LiteRtRunner:
-    """A `.tflite` file on the CPU, with XNNPACK where the wheel has it."""
+    """A `.tflite` file on the CPU, with XNNPACK where the wheel has it.
+
+    Inputs and outputs are those of the first subgraph, in its order. Their names are the signature's where the
+    file has exactly one: the names of the tensors are the converter's (`serving_default_image:0`).
+    """
 
     def __init__(self) -> None:
         self._interpreter: Any = None
-        self._package = self._version = self._dtype = ""
-        self._shape: Tuple[int, ...] = ()
-        self._input = self._output = -1
+        self._package = self._version = ""
+        self._records: Dict[str, List[Dict[str, Any]]] = {}
+        self._feeds: List[Feed] = []
+        self._inputs: List[int] = []
+        self._outputs: List[int] = []
 
-    def load(self, path: str, *, num_threads: int) -> None:
+    def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
         interpreter_class, self._package, self._version = _import_interpreter()
         try:
             interpreter = interpreter_class(model_path=path, num_threads=num_threads)
-            details = only_input([_record(detail) for detail in interpreter.get_input_details()])
-            shape = fixed_shape(details)
-            self._input = interpreter.get_input_details()[0]["index"]
-            if list(shape) != [int(size) for size in interpreter.get_input_details()[0]["shape"]]:
-                interpreter.resize_tensor_input(self._input, shape)
+            inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+            self._records = _records(interpreter, inputs, outputs)
+            self._feeds = make_feeds(self._records["inputs"], input_shapes)
+            for detail, feed in zip(inputs, self._feeds):
+                if tuple(detail["shape"]) != feed.shape:
+                    interpreter.resize_tensor_input(detail["index"], feed.shape)
             interpreter.allocate_tensors()
         except ModelRejected:
             raise
         except Exception as error:
             raise ModelRejected(f"{self._package} {self._version} refuses {path}: {error}") from error
-        self._shape, self._dtype = shape, details["dtype"]
-        self._output = interpreter.get_output_details()[0]["index"]
+        self._inputs = [detail["index"] for detail in inputs]
+        self._outputs = [detail["index"] for detail in outputs]
         self._interpreter = interpreter
 
-    def infer(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[np.ndarray[Any, Any]]:
         """See `Runner`."""
-        check_image(image, self._shape, self._dtype)
-        self._interpreter.set_tensor(self._input, image)
-        self._interpreter.invoke()
-        logits: np.ndarray[Any, Any] = self._interpreter.get_tensor(self._output)
-        return logits
+        check_inputs(inputs, self._feeds)
+        interpreter = self._interpreter
+        for index, array in zip(self._inputs, inputs):
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in self._outputs]
 
     def describe(self) -> Dict[str, Any]:
         """See `Runner`."""
-        return {
-            "runtime": "litert",
-            "package": self._package,
-            "version": self._version,
-            "input": _record(self._interpreter.get_input_details()[0]),
-            "outputs": [_record(detail) for detail in self._interpreter.get_output_details()],
-        }
+        return {"runtime": "litert", "package": self._package, "version": self._version, **self._records}
 
 
-def _record(detail: Dict[str, Any]) -> Dict[str, Any]:
+def _records(
+    interpreter: Any, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]
+) -> Dict[str, List[Dict[str, Any]]]:
+    """The records of `inputs` and `outputs`, with the signature's names where there is exactly one signature."""
+    signed_inputs: Dict[str, Any] = {}
+    signed_outputs: Dict[str, Any] = {}
+    signatures = list(interpreter.get_signature_list())
+    if len(signatures) == 1:
+        signature = interpreter.get_signature_runner(signatures[0])
+        signed_inputs, signed_outputs = signature.get_input_details(), signature.get_output_details()
+    return {
+        "inputs": with_distinct_names(_named(inputs, signed_inputs), "input"),
+        "outputs": with_distinct_names(_named(outputs, signed_outputs), "output"),
+    }
+
+
+def _named(details: List[Dict[str, Any]], signed: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """A record for each tensor; a signature may give one tensor several names, and then lists it as often."""
+    names: Dict[int, List[str]] = {}
+    for name, detail in signed.items():
+        names.setdefault(detail["index"], []).append(name)
+    records = []
+    for detail in details:
+        left = names.get(detail["index"])
+        records.append(_record(detail, left.pop(0) if left else detail["name"]))
+    return records
+
+
+def _record(detail: Dict[str, Any], name: str) -> Dict[str, Any]:
     signature: Optional[Any] = detail.get("shape_signature")
     shape = detail["shape"] if signature is None or len(signature) == 0 else signature
-    return tensor_record(detail["name"], list(shape), np.dtype(detail["dtype"]).name)
+    dtype, scales = np.dtype(detail["dtype"]), detail["quantization_parameters"]
+    quantization = None
+    if dtype.kind in "iu":
+        quantization = quantization_record(scales["scales"], scales["zero_points"], scales["quantized_dimension"])
+    return tensor_record(name, list(shape), dtype.name, quantization=quantization, aliases=[detail["name"]])
 
 
 def _import_interpreter() -> Tuple[Any, str, str]:

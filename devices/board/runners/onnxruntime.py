@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from ..errors import ModelRejected, RuntimeMissing
-from .contract import check_image, fixed_shape, only_input, tensor_record
+from .contract import Feed, InputShapes, check_inputs, make_feeds, tensor_record
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -30,11 +30,12 @@ class OnnxRuntimeRunner:
 
     def __init__(self) -> None:
         self._session: Any = None
-        self._version = self._input = self._dtype = ""
-        self._shape: Tuple[int, ...] = ()
+        self._version = ""
+        self._feeds: List[Feed] = []
+        self._inputs: List[str] = []
         self._outputs: List[str] = []
 
-    def load(self, path: str, *, num_threads: int) -> None:
+    def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
         try:
             import onnxruntime
@@ -53,21 +54,20 @@ class OnnxRuntimeRunner:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            record = only_input([_record(node) for node in session.get_inputs()])
-            self._shape = fixed_shape(record)
+            self._feeds = make_feeds([_record(node) for node in session.get_inputs()], input_shapes)
         except ModelRejected:
             raise
         except Exception as error:
             raise ModelRejected(f"onnxruntime {self._version} refuses {path}: {error}") from error
-        self._input, self._dtype = record["name"], record["dtype"]
+        self._inputs = [node.name for node in session.get_inputs()]
         self._outputs = [node.name for node in session.get_outputs()]
         self._session = session
 
-    def infer(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[np.ndarray[Any, Any]]:
         """See `Runner`."""
-        check_image(image, self._shape, self._dtype)
-        logits: np.ndarray[Any, Any] = self._session.run(self._outputs, {self._input: image})[0]
-        return logits
+        check_inputs(inputs, self._feeds)
+        outputs: List[np.ndarray[Any, Any]] = self._session.run(self._outputs, dict(zip(self._inputs, inputs)))
+        return outputs
 
     def describe(self) -> Dict[str, Any]:
         """See `Runner`."""
@@ -75,7 +75,7 @@ class OnnxRuntimeRunner:
             "runtime": "onnxruntime",
             "package": "onnxruntime",
             "version": self._version,
-            "input": _record(self._session.get_inputs()[0]),
+            "inputs": [_record(node) for node in self._session.get_inputs()],
             "outputs": [_record(node) for node in self._session.get_outputs()],
         }
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from ..errors import ModelRejected, RuntimeMissing
-from .contract import check_image, fixed_shape, only_input, tensor_record
+from .contract import Feed, InputShapes, check_inputs, make_feeds, tensor_record, with_distinct_names
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 _DTYPES.update(
@@ -21,12 +21,12 @@ class OpenVinoRunner:
 
     def __init__(self) -> None:
         self._request: Any = None
-        self._compiled: Any = None
         self._tensor_class: Any = None
-        self._version = self._dtype = ""
-        self._shape: Tuple[int, ...] = ()
+        self._version = ""
+        self._records: Dict[str, List[Dict[str, Any]]] = {}
+        self._feeds: List[Feed] = []
 
-    def load(self, path: str, *, num_threads: int) -> None:
+    def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
         try:
             import openvino
@@ -45,40 +45,43 @@ class OpenVinoRunner:
         try:
             core = openvino.Core()
             model = core.read_model(path)
-            record = only_input([_record(port) for port in model.inputs])
-            self._shape = fixed_shape(record)
-            if None in record["shape"]:
-                model.reshape(list(self._shape))
+            # Read before the reshape, so that what the file leaves free is told as free.
+            self._records = {
+                "inputs": with_distinct_names([_record(port) for port in model.inputs], "input"),
+                "outputs": with_distinct_names([_record(port) for port in model.outputs], "output"),
+            }
+            self._feeds = make_feeds(self._records["inputs"], input_shapes)
+            if any(port.get_partial_shape().is_dynamic for port in model.inputs):
+                model.reshape({port: list(feed.shape) for port, feed in zip(model.inputs, self._feeds)})
             compiled = core.compile_model(model, "CPU", config)
             self._request = compiled.create_infer_request()
         except ModelRejected:
             raise
         except Exception as error:
             raise ModelRejected(f"openvino {self._version} refuses {path}: {error}") from error
-        self._dtype = record["dtype"]
-        self._compiled, self._tensor_class = compiled, openvino.Tensor
+        self._tensor_class = openvino.Tensor
 
-    def infer(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[np.ndarray[Any, Any]]:
         """See `Runner`."""
-        check_image(image, self._shape, self._dtype)
-        self._request.set_input_tensor(self._tensor_class(image, shared_memory=True))
-        self._request.infer()
-        logits: np.ndarray[Any, Any] = self._request.get_output_tensor(0).data
-        return logits
+        check_inputs(inputs, self._feeds)
+        request = self._request
+        for index, array in enumerate(inputs):
+            request.set_input_tensor(index, self._tensor_class(array, shared_memory=True))
+        request.infer()
+        return [request.get_output_tensor(index).data for index in range(len(self._records["outputs"]))]
 
     def describe(self) -> Dict[str, Any]:
         """See `Runner`."""
-        return {
-            "runtime": "openvino",
-            "package": "openvino",
-            "version": self._version,
-            "input": _record(self._compiled.inputs[0]),
-            "outputs": [_record(port) for port in self._compiled.outputs],
-        }
+        return {"runtime": "openvino", "package": "openvino", "version": self._version, **self._records}
 
 
 def _record(port: Any) -> Dict[str, Any]:
-    shape = [int(size.get_length()) if size.is_static else None for size in port.get_partial_shape()]
+    """A port's record: it may have several names or none, and then it goes by the name of its node."""
+    partial = port.get_partial_shape()
+    shape = None
+    if partial.rank.is_static:
+        shape = [int(size.get_length()) if size.is_static else None for size in partial]
     kind = port.get_element_type().get_type_name()
-    names = sorted(port.get_names())
-    return tensor_record(names[0] if names else "", shape, _DTYPES.get(kind, kind))
+    node = port.get_node()
+    names = sorted(port.get_names()) or [node.get_friendly_name()]
+    return tensor_record(names[0], shape, _DTYPES.get(kind, kind), aliases=[*names[1:], node.get_friendly_name()])

@@ -20,7 +20,14 @@ from devices.errors import (
     ModelRejectedError,
     RuntimeMissingError,
 )
-from devices.measurement import BenchmarkResult, BenchmarkSettings, Case, benchmark, predict
+from devices.measurement import (
+    BenchmarkResult,
+    BenchmarkSettings,
+    Case,
+    SampleFile,
+    benchmark,
+    predict,
+)
 from devices.profile import DeviceProfile, FakeTransport, load_profile
 from devices.transports import TRANSPORTS, open_transport
 
@@ -68,7 +75,7 @@ def test_benchmark_of_several_cases(device: str, tmp_path: Path) -> None:
         assert case.warm_up_count >= 3
         assert case.size_bytes == Path(case.path).stat().st_size
         assert case.model is not None
-        assert case.model["input"]["shape"] == [1, SIDE, SIDE, 3]
+        assert case.model["inputs"][0]["shape"] == [1, SIDE, SIDE, 3]
     assert len({case.sha256 for case in result.cases}) == 3
     assert events[-1]["cases_done"] == 3
     assert BenchmarkResult.model_validate(json.loads(result.model_dump_json())) == result
@@ -194,13 +201,12 @@ def test_predict(device: str, tmp_path: Path) -> None:
     labels[:2] = (labels[:2] + 1) % CLASSES
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "labels.npy", labels)
-    out = tmp_path / "out" / "logits.npy"
-    out.parent.mkdir()
-    files = str(tmp_path / "images.npy"), str(tmp_path / "labels.npy")
+    out = tmp_path / "out" / "made"
+    files = [SampleFile(path=str(tmp_path / "images.npy"))], str(tmp_path / "labels.npy")
     answer = predict(load_profile(device), fake_case(path), *files, str(out))
     assert (answer.count, answer.correct) == (10, 8)
-    np.testing.assert_allclose(np.load(out), expected, rtol=1e-5)
-    assert [each.name for each in out.parent.iterdir()] == ["logits.npy"]
+    np.testing.assert_allclose(np.load(out / "output_0.npy"), expected, rtol=1e-5)
+    assert [each.name for each in out.iterdir()] == ["output_0.npy"]
     assert predict(load_profile(device), fake_case(path), files[0], None, str(out)).correct is None
 
 
@@ -214,8 +220,8 @@ class BadData(NamedTuple):
 GOOD_IMAGES = np.zeros((2, SIDE, SIDE, 3), np.uint8)
 BAD_DATA = [
     BadData("float", GOOD_IMAGES.astype(np.float32), np.array([0, 1]), "float32"),
-    BadData("size", GOOD_IMAGES[:, 1:], np.array([0, 1]), r"\(2, 3, 4, 3\)"),
-    BadData("none", GOOD_IMAGES[:0], np.array([], np.int64), "holds no images"),
+    BadData("size", GOOD_IMAGES[:, 1:], np.array([0, 1]), r"\(2, 3, 4, 3\).*takes rows uint8 \(4, 4, 3\)"),
+    BadData("none", GOOD_IMAGES[:0], np.array([], np.int64), "holds no samples"),
     BadData("label", GOOD_IMAGES, np.array([0, 3]), "but the model has 3 classes"),
     BadData("negative", GOOD_IMAGES, np.array([0, -1]), "labels reach from -1"),
     BadData("count", GOOD_IMAGES, np.array([0, 1, 2]), r"expected whole numbers \(2,\)"),
@@ -230,10 +236,11 @@ def test_predict_refuses_bad_data(data: BadData, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     np.save(tmp_path / "images.npy", data.images)
     np.save(tmp_path / "labels.npy", data.labels)
-    files = [str(tmp_path / name) for name in ("images.npy", "labels.npy", "logits.npy")]
+    images, out = SampleFile(path=str(tmp_path / "images.npy")), tmp_path / "out"
+    model = fake_case(write_model(tmp_path / "m.fake"))
     with pytest.raises(DeviceError, match=data.words):
-        predict(load_profile("fake"), fake_case(write_model(tmp_path / "m.fake")), *files)
-    assert not (tmp_path / "logits.npy").exists()
+        predict(load_profile("fake"), model, [images], str(tmp_path / "labels.npy"), str(out))
+    assert not out.exists()
     assert list(scratch.iterdir()) == []
 
 

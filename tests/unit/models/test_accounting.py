@@ -163,6 +163,22 @@ def test_layer_table_of_a_hand_counted_network() -> None:
     assert (rows["logits"].parameters, rows["logits"].multiply_adds) == (4 * 2 + 2, 4 * 2)
 
 
+def test_products_of_activations_are_counted() -> None:
+    import keras
+
+    queries, keys = keras.Input((12, 4), name="queries"), keras.Input((6, 4), name="keys")
+    dot = keras.layers.Dot(axes=(2, 2), name="dot")([queries, keys])
+    matmul = keras.ops.matmul(dot, keys)
+    einsum = keras.ops.einsum("bqc,bkc->bqk", matmul, keys)
+    rows = layer_table(keras.Model([queries, keys], keras.ops.add(einsum, 1.0)))
+    assert [(row.type, row.output_shape, row.multiply_adds) for row in rows[2:]] == [
+        ("Dot", (12, 6), 12 * 6 * 4),
+        ("Matmul", (12, 4), 12 * 6 * 4),
+        ("Einsum", (12, 6), 12 * 6 * 4),
+        ("Add", (12, 6), 0),
+    ]
+
+
 @dataclass(frozen=True)
 class ConventionCase:
     batch_norm: BatchNormCount
