@@ -570,7 +570,7 @@ def models_list(family: str | None, as_json: bool) -> None:
     tables, sources = list_tables(rows)
     _print_sections(LIST_COLUMNS, tables)
     for number, source in enumerate(sources, start=1):
-        click.echo(f"{number}  {source}")
+        click.echo(textwrap.fill(f"{number:>2}  {source}", 120, subsequent_indent=" " * 4))
 
 
 _NETWORK_OPTIONS = (
