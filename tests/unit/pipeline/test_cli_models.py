@@ -22,7 +22,7 @@ ROW_FIELDS = {"name", "family", "variant", "parameters", "multiply_adds", "peak_
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands choose a backend; the other tests keep theirs."""
-    monkeypatch.setenv("KERAS_BACKEND", "openvino")
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
     monkeypatch.setenv("COLUMNS", str(WIDTH))
 
 
