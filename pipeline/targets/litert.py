@@ -22,17 +22,12 @@ _NO_CONVERTER = (
     "file that it was made from"
 )
 _MISSING_KERNEL = (
-    re.compile(r"error: '([\w.]+)' op is neither a custom op nor a flex op"),
-    re.compile(r"(?m)^\s*(tf\.\w+)\(tensor"),
-    re.compile(r"Some ops are not supported by the native TFLite runtime[^:]*:?\s*(?:Flex ops: )?((?:Flex)?\w+)"),
-    re.compile(r"Flex ops: ((?:Flex\w+(?:, )?)+)"),
+    re.compile(r"'([\w.]+)' op is neither a custom op nor a flex op"),
+    re.compile(r"failed to legalize operation '([\w.]+)'"),
+    re.compile(r"Flex ops: ((?:\w+(?:, )?)+)"),
     re.compile(r"Custom ops: ((?:\w+(?:, )?)+)"),
 )
-_MISSING_INT8 = (
-    re.compile(r"Quantization not yet supported for op: '?(\w+)"),
-    re.compile(r"error: '([\w.]+)' op quantization"),
-    re.compile(r"'([\w.]+)' op does not support quantiz"),
-)
+_MISSING_INT8 = (re.compile(r"Quantization not yet supported for op: '?(\w+)"),)
 
 
 _NO_INT8 = "LiteRT has no int8 kernel for {}. Leave int8 out, or replace it in the model."
@@ -99,7 +94,7 @@ def _convert(source: ModelSource, precision: str, calibration: Calibration, scra
         converter.representative_dataset = lambda: iter(calibration)
     try:
         content: bytes = converter.convert()
-    except (tf.errors.OpError, ValueError, RuntimeError, TypeError, AttributeError, SystemError) as error:
+    except Exception as error:  # the converter's own error is private, and others pass through it
         raise StageError(_explain(str(error), precision), details=str(error)) from error
     return content
 

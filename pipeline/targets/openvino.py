@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from pipeline.targets.base import (
 from pipeline.targets.tensorflow_graph import static_saved_model
 from pipeline.targets.tflite_file import TFLiteFile
 
+_NO_RULE = re.compile(r"No conversion rule found for operations: ([\w.:, -]+?)(?:\n|$| To facilitate)")
 _ALL = ("float32", "float16", "int8")
 
 
@@ -109,9 +111,7 @@ def _make(source: ModelSource, precision: str, calibration: Calibration, path: P
     except StageError:
         raise
     except Exception as error:  # OpenVINO's and NNCF's errors have no common class
-        raise StageError(
-            f"OpenVINO can't make {precision} of the model: {_explain(str(error))}", details=str(error)
-        ) from error
+        raise StageError(_explain(str(error), precision), details=str(error)) from error
 
 
 def _converted(source: ModelSource, scratch: Path) -> Any:
@@ -234,6 +234,10 @@ def _fold_scales(model: Any) -> None:
         node.output(0).replace(product.output(0))
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, precision: str) -> str:
+    """Returns what OpenVINO's message, which is long, says about which operation."""
+    found = _NO_RULE.search(message)
+    if found:
+        return f"OpenVINO has no operation for {found[1].strip()}. Replace it in the model, or choose other targets."
     text = " ".join(message.split())
-    return text if len(text) <= 500 else f"{text[:500]}..."
+    return f"OpenVINO can't make {precision} of the model: {text if len(text) <= 500 else f'{text[:500]}...'}"
