@@ -331,11 +331,22 @@ def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert not load_pretrained(build(num_classes=1000), name=NAME, weights="imagenet", width=WIDTH).fresh_head
 
 
-def test_imagenet_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> str:
-        raise Exception(f"URL fetch failure on {name}: None -- [Errno 111] Connection refused")  # noqa: TRY002
+def test_imagenet_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Keras' own download, an empty cache and no network."""
+    from urllib.error import URLError
 
-    replace_download(monkeypatch, fail)
-    message = r"'mobilenet_v1' can't be fetched: URL fetch failure .*refused\. Give a path instead"
+    from keras.src.backend import config
+    from keras.src.utils import file_utils
+
+    def refuse(*_: Any) -> None:
+        raise URLError(ConnectionRefusedError(111, "Connection refused"))
+
+    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path))
+    monkeypatch.setattr(file_utils, "urlretrieve", refuse)
+    network = build()
+    before = values(network)
+    message = r"'mobilenet_v1' can't be fetched: URL fetch failure .*mobilenet_2_5_128_tf\.h5.*\. Give a path instead"
     with pytest.raises(UnreachableWeightsError, match=message):
-        load_pretrained(build(), name=NAME, weights="imagenet", width=WIDTH)
+        load_pretrained(network, name=NAME, weights="imagenet", width=WIDTH)
+    for path, value in values(network).items():
+        np.testing.assert_array_equal(value, before[path])
