@@ -132,7 +132,8 @@ def _requantize(source: ModelSource, precision: str, calibration: Calibration, p
 
 def _quantized(path: Path, file: TFLiteFile, precision: str, calibration: Calibration) -> bytes:
     """Returns the file with float16 weights, or with int8 weights and activations."""
-    from ai_edge_quantizer import algorithm_manager, quantizer, recipe
+    from ai_edge_quantizer import algorithm_manager, calibrator, quantizer, recipe, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
 
     names = file.tensor_names()
     key = file.signature_key()
@@ -144,12 +145,20 @@ def _quantized(path: Path, file: TFLiteFile, precision: str, calibration: Calibr
             result = tool.quantize(enable_progress_report=False)
         else:
             tool.load_quantization_recipe(recipe.static_wi8_ai8())
+            for end in ("INPUT", "OUTPUT"):  # which keep the types of the signature
+                tool.update_quantization_recipe(
+                    regex=".*", operation_name=end, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+                )
             samples = [
                 sample if key is not None else {names[name]: value for name, value in sample.items()}
                 for sample in calibration
             ]
-            ranges = tool.calibrate({key: samples}, num_threads=1)
-            result = tool.quantize(ranges, enable_progress_report=False)
+            # The tool's own `calibrate` averages over the samples, so that larger values are clipped.
+            recipes = recipe_manager.RecipeManager()
+            recipes.load_quantization_recipe(tool.get_quantization_recipe())
+            ranges = calibrator.Calibrator(str(path), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+            ranges.calibrate({key: samples}, recipes)
+            result = tool.quantize(ranges.get_model_qsvs(), enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError) as error:
         raise StageError(
             f"ai-edge-quantizer can't make {precision} of {path.name}: {' '.join(str(error).split())[:500]}",
