@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import EdgeshipError, InputError, ModelFileError
 from pipeline.executor import StageExecutor, child_environment
-from pipeline.imports import ModelDescription
+from pipeline.imports import ModelDescription, import_model
 from pipeline.imports.inspection import inspect_in_child
 from pipeline.signature import read_signature
 from pipeline.stages.import_model import ImportStage
@@ -240,7 +240,8 @@ def openvino_model(image, name):
     return found
 
 
-ov.save_model(openvino_model(ops.parameter([-1, 3, 8, 8], np.float32, name="node"), "image"), "net.xml", compress_to_fp16=False)
+named = openvino_model(ops.parameter([-1, 3, 8, 8], np.float32, name="node"), "image")
+ov.save_model(named, "net.xml", compress_to_fp16=False)
 ov.save_model(openvino_model(ops.parameter([-1, 3, -1, -1], np.float32, name="nameless"), ""), "nameless.xml")
 unknown = Path("net.xml").read_text().replace('type="SoftMax" version="opset8"', 'type="Twirl" version="acme"')
 assert "Twirl" in unknown
@@ -511,6 +512,19 @@ def test_a_model_that_can_not_be_imported_is_refused_with_the_reason(
     assert_told(caught.value, models / case.name)
     for text in case.says:
         assert text in caught.value.message
+
+
+def test_weights_that_one_file_can_not_hold_stay_outside(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.imports.onnx.MAX_BYTES", 500)
+    import_model(models / "outside.onnx", tmp_path, ModelDescription.model_validate(FIXED))
+    assert (tmp_path / "model.onnx").stat().st_size < 600
+    assert (tmp_path / "model.onnx.data").stat().st_size >= 4 * 108
+    shutil.copyfile(models / "expected.npz", tmp_path / "expected.npz")
+    run_script(REFERENCE_SCRIPT, tmp_path / "expected.npz", tmp_path)
+    expected = np.load(tmp_path / "expected.npz")["onnx"]
+    assert np.abs(np.load(tmp_path / "reference.npz")["probs"] - expected).max() < 1e-6
 
 
 def assert_told(error: EdgeshipError, path: Path) -> None:
