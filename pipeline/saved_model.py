@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import StageError
+from pipeline.signature import image_signature
 
 if TYPE_CHECKING:
     import keras
@@ -17,7 +17,7 @@ DIRECTORY = "saved_model"
 
 
 def write_saved_model(model: keras.Model, directory: Path) -> None:
-    """Writes a SavedModel of the contract into an artifact's directory; Keras must run on TensorFlow.
+    """Writes a SavedModel of the contract and its signature into an artifact's directory; Keras must run on TensorFlow.
 
     Its one signature, `serve`, takes `image`, uint8 (1, height, width, 3), and gives `logits`, float32 (1, classes).
     """
@@ -31,25 +31,6 @@ def write_saved_model(model: keras.Model, directory: Path) -> None:
         input_signature=[keras.InputSpec(shape=(1, *model.inputs[0].shape[1:]), dtype="uint8", name="image")],
     )
     archive.write_out(str(directory / DIRECTORY), verbose=False)
-
-
-class StoredNetwork:
-    """A trained network in an artifact, on its way to a target.
-
-    Args:
-        directory: The artifact.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def saved_model(self) -> Path:
-        """Returns the SavedModel.
-
-        Raises:
-            StageError: The artifact holds none, as that of the fake network.
-        """
-        path = self.directory / DIRECTORY
-        if not path.is_dir():
-            raise StageError(f"{self.directory} holds no SavedModel; the fake network goes to the fake target alone.")
-        return path
+    height, width, channels = model.inputs[0].shape[1:]
+    num_classes = model.outputs[0].shape[-1]
+    image_signature((height, width, channels), num_classes, source="saved_model", model=DIRECTORY).write(directory)

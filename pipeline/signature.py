@@ -25,8 +25,10 @@ Metric = Literal["top1", "mse", "auc"]
 
 
 class Transform(FrozenConfig):
-    """How a stored sample becomes the input of a model: `value * scale + offset`, per channel or for all, then the
-    layout, then the type of the input. See `devices.board.preprocess.InputTransform`, which computes it.
+    """How a stored sample becomes the input of a model.
+
+    `value * scale + offset`, per channel or for all, then the layout, then the type of the input. See
+    `devices.board.preprocess.InputTransform`, which computes it.
 
     Attributes:
         layout: `NHWC` leaves images as they are stored, `NCHW` puts the channels first.

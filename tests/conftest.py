@@ -174,7 +174,7 @@ for weight in network.weights:
         weight.assign(rng.normal(0, 0.2, weight.shape))
 save_network(network, source, config=config, classes=list("abcd"))
 write_saved_model(network, source)
-np.save(source / "calibration_images.npy", rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
+np.save(source / "calibration_input_0.npy", rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
 for target in ("litert", "onnxruntime", "openvino"):
     for precision in ("float32", "float16", "int8"):
         folder = out / target / precision

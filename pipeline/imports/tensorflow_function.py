@@ -57,8 +57,39 @@ def write_static(
             f"The model can't be run with the inputs {shapes}: {one_line(error)}. State shapes that it takes with "
             f"model.inputs, or mend the model."
         ) from error
-    tf.saved_model.save(module, str(out_dir / DIRECTORY), signatures={SIGNATURE: concrete})
-    return [_found(name, concrete.structured_outputs[name], concrete.graph) for name in order]
+    found = [_found(name, concrete.structured_outputs[name], concrete.graph) for name in order]
+    tf.saved_model.save(module, str(out_dir / DIRECTORY), signatures={SIGNATURE: _frozen(concrete, specs, module)})
+    return found
+
+
+def _frozen(concrete: Any, specs: Mapping[str, Any], module: Any) -> Any:
+    """Returns the function with its variables as constants.
+
+    Converters do this themselves, where they see that nothing assigns a variable. In a model of another's making they
+    do not always: the TFLite converter then leaves READ_VARIABLE, whose answer is no number.
+
+    Args:
+        concrete: The function.
+        specs: Its inputs by name.
+        module: Of the SavedModel; gives up what it keeps, where nothing but variables hangs on it.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    captured = [tensor for tensor, _ in concrete.graph.captures if tensor.dtype == tf.resource]
+    variables = {variable.handle.ref() for variable in concrete.graph.variables}
+    if any(tensor.ref() not in variables for tensor in captured):
+        return concrete  # tables and other resources can't be constants
+    frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False)
+    names = sorted(concrete.structured_outputs)
+
+    def serve(**tensors: Any) -> dict[str, Any]:
+        by_name = {tensor.name.rpartition(":")[0]: tensor for tensor in frozen.inputs}
+        values = frozen(*(tensors[name] for name in by_name))
+        return dict(zip(names, tf.nest.flatten(values), strict=True))
+
+    module.keep = frozen
+    return tf.function(serve, autograph=False).get_concrete_function(**specs)
 
 
 def argument_names(names: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline.metrics import calibration_summary, fit_temperature
 from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
+from pipeline.signature import image_signature
 from pipeline.stages.base import Stage, Tell
 from pipeline.targets.fake import WEIGHTS_FILE
 
@@ -75,6 +76,8 @@ class FakeCalibrateStage(Stage):
         temperature = fit_temperature(validation, validation_labels) if self.calibrate.temperature else 1.0
         with np.load(train / WEIGHTS_FILE) as archive:
             _save(out_dir, archive["weights"] / temperature, archive["bias"] / temperature, archive["shape"])
+            height, width, channels = (int(size) for size in archive["shape"])
+        image_signature((height, width, channels), test.shape[1], source="fake", model=WEIGHTS_FILE).write(out_dir)
         metrics: dict[str, Any] = {
             "temperature": temperature,
             "validation": {

@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import InputError, ModelFileError
-from pipeline.targets.base import GraphSummary, Target
+from pipeline.signature import SourceFormat
+from pipeline.targets.base import GraphSummary, Reach, Target, TargetName
 from pipeline.targets.fake import FakeTarget
 from pipeline.targets.litert import LiteRTTarget
 from pipeline.targets.onnxruntime import OnnxRuntimeTarget
 from pipeline.targets.openvino import OpenVinoTarget
 
-TARGETS: dict[str, Target] = {
+TARGETS: dict[TargetName, Target] = {
     "litert": LiteRTTarget(),
     "onnxruntime": OnnxRuntimeTarget(),
     "openvino": OpenVinoTarget(),
@@ -22,7 +23,16 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def target_of(path: Path) -> str:
+def reachable(source: SourceFormat) -> dict[TargetName, tuple[str, ...] | str]:
+    """Returns what each target makes of a source format: the precisions, or why there are none, as a sentence."""
+    reach: dict[TargetName, tuple[str, ...] | str] = {}
+    for name, target in TARGETS.items():
+        found = target.sources.get(source, Reach(reason=f"{name} takes no {source} models"))
+        reach[name] = found.precisions or found.reason
+    return reach
+
+
+def target_of(path: Path) -> TargetName:
     """Returns the name of the target whose runtime runs a model file, by its suffix.
 
     Raises:

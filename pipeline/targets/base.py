@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-Images = npt.NDArray[np.uint8]
+from pipeline.errors import StageError
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import Signature, SourceFormat
 
 TargetName = Literal["litert", "onnxruntime", "openvino", "fake"]
 """The keys of `pipeline.targets.TARGETS`."""
@@ -67,7 +66,7 @@ class GraphSummary:
         tensor_types: How many tensors of each element type.
         weight_bytes: Bytes of constants of each element type.
         float_operations: Linear operations that stayed in float in a file that is otherwise integer.
-        size_bytes: Of all files of the model.
+        size_bytes: Of all files of the model, also the external data of an ONNX model.
         sha256: Of the model file.
         weights_sha256: Of the .bin beside an OpenVINO .xml; None for the other formats.
     """
@@ -89,21 +88,24 @@ class GraphSummary:
         return asdict(self)
 
 
-class ExportableNetwork(Protocol):
-    """A trained network on its way to a target."""
+@dataclass(frozen=True)
+class Reach:
+    """What a target makes of a source format.
 
-    @property
-    def directory(self) -> Path:
-        """The artifact that holds its weights."""
+    Attributes:
+        precisions: Those it can be asked for; a source file that is quantized already has fewer.
+        reason: Why there are none, as a sentence; empty where there are.
+    """
 
-    def saved_model(self) -> Path:
-        """Returns a TensorFlow SavedModel of the contract: input `image`, output `logits`, static batch 1."""
+    precisions: tuple[str, ...] = ()
+    reason: str = ""
 
 
 class Target(Protocol):
     """The compile half of a runtime.
 
     Attributes:
+        sources: What it makes of each source format; none of a format that is missing.
         suffix: Of its model files.
         format_name: For messages.
         precisions: Those it can export.
@@ -112,6 +114,7 @@ class Target(Protocol):
         notes: What a user should know about a precision in this runtime.
     """
 
+    sources: Mapping[SourceFormat, Reach]
     suffix: str
     format_name: str
     precisions: tuple[str, ...]
@@ -119,25 +122,17 @@ class Target(Protocol):
     runtime: str
     notes: Mapping[str, str]
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
-        """Writes the model file into `out_dir` and returns its path."""
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+        """Writes the model file into `out_dir` and returns its path.
+
+        Its inputs and outputs have the names, types and shapes of the source's signature.
+
+        Raises:
+            StageError: The model can't be converted, and why.
+        """
 
     def inspect(self, path: Path) -> GraphSummary:
         """Reads a model file."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What integer precisions take their ranges from.
-
-    Attributes:
-        images: (images, height, width, 3) uint8.
-        reduce_range: Whether weights keep to 7 bits, for x86 processors without VNNI, whose 16-bit sums of
-            8-bit products saturate (ONNX Runtime documentation, "Quantize ONNX models", reduce_range).
-    """
-
-    images: Images
-    reduce_range: bool = False
 
 
 def precision_label(operations: Sequence[LinearOperation]) -> str:
@@ -183,19 +178,25 @@ def summarize(
     tensor_types: Iterable[str],
     weight_bytes: Mapping[str, int],
     linear: Sequence[LinearOperation],
+    external_files: Iterable[Path] = (),
 ) -> GraphSummary:
-    """Returns the summary of what a target read from a file."""
+    """Returns the summary of what a target read from a file.
+
+    Without any linear operation, the label is that of the tensors: `int8` where any is, else the wider float type.
+    """
     files = model_files(path)
+    types = count(tensor_types)
+    of_tensors = next((name for name in ("int8", "float32", "float16") if name in types), "none")
     return GraphSummary(
         format=format_name,
-        precision=precision_label(linear),
+        precision=precision_label(linear) if linear else of_tensors,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         operations=count(operations),
-        tensor_types=count(tensor_types),
+        tensor_types=types,
         weight_bytes=dict(sorted(weight_bytes.items(), key=lambda item: -item[1])),
         float_operations=float_operations(linear),
-        size_bytes=sum(file.stat().st_size for file in files),
+        size_bytes=sum(file.stat().st_size for file in (*files, *external_files)),
         sha256=file_digest(path),
         weights_sha256=file_digest(files[1]) if len(files) > 1 else None,
     )
@@ -207,3 +208,59 @@ def count(names: Iterable[str]) -> dict[str, int]:
     for name in names:
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def check_interface(summary: GraphSummary, signature: Signature, *, runtime: str) -> None:
+    """Holds an exported file to the signature of its source.
+
+    Raises:
+        StageError: A name, a type or a shape is another.
+    """
+    for kind, found, expected in (
+        ("inputs", summary.inputs, signature.inputs),
+        ("outputs", summary.outputs, signature.outputs),
+    ):
+        missing = [_wanted(tensor) for tensor in expected if not any(_is(tensor, other) for other in found)]
+        if missing or len(found) != len(expected):
+            has = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in found)
+            raise StageError(
+                f"The {kind} of the {runtime} file are {has}; the model has {', '.join(map(_wanted, expected))}. "
+                f"Give the model's {kind} fixed shapes, and each a tensor of its own."
+            )
+
+
+def signature_names(signature: Signature) -> tuple[str, ...]:
+    """Returns the names of the inputs, then of the outputs."""
+    return (*(tensor.name for tensor in signature.inputs), *(tensor.name for tensor in signature.outputs))
+
+
+def _wanted(tensor: Any) -> str:
+    return f"{tensor.name} {tensor.dtype} {tensor.shape}"
+
+
+def _is(expected: Any, found: TensorDescription) -> bool:
+    """Whether a tensor of a file is the one of the signature; -1 in the signature stands for any size."""
+    return (
+        found.name == expected.name
+        and found.dtype == expected.dtype
+        and len(found.shape) == len(expected.shape)
+        and all(want in (-1, has) for want, has in zip(expected.shape, found.shape, strict=True))
+    )
+
+
+def check_source_precision(held: GraphSummary, precision: str, *, allowed: Sequence[str] = ("float32",)) -> None:
+    """Refuses to make a precision from a file that does not hold the floats it would be made of.
+
+    Args:
+        held: What the source file holds.
+        precision: Asked for.
+        allowed: What the file may hold.
+
+    Raises:
+        StageError: It holds something else.
+    """
+    if held.precision not in allowed:
+        raise StageError(
+            f"The model file holds {held.precision}, so {precision} can't be made of it: that takes a file in "
+            f"{' or '.join(allowed)}. Ask for what it holds, or give the model as it was before it was converted."
+        )

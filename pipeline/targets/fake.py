@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import SourceFormat
 from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
     GraphSummary,
     LinearOperation,
+    Reach,
     TensorDescription,
     summarize,
 )
@@ -22,6 +23,7 @@ WEIGHTS_FILE = "network.npz"
 class FakeTarget:
     """Rounds the weights of the fake network to what the precision can hold."""
 
+    sources: Mapping[SourceFormat, Reach] = {"fake": Reach(("float32", "float16", "int8"))}
     suffix = ".fake"
     format_name = "fake"
     precisions: tuple[str, ...] = ("float32", "float16", "int8")
@@ -29,10 +31,10 @@ class FakeTarget:
     runtime = "numpy"
     notes: Mapping[str, str] = {}
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
         """Writes the rounded weights; the calibration set is not needed for weights."""
         del calibration
-        with np.load(network.directory / WEIGHTS_FILE) as archive:
+        with np.load(source.path) as archive:
             fields = {name: archive[name] for name in archive.files}
         weights = fields["weights"]
         if precision == "float16":

@@ -1,59 +1,70 @@
-"""LiteRT (TensorFlow Lite): the TFLite converter, and reading `.tflite` files."""
+"""LiteRT (TensorFlow Lite): the TFLite converter, and ai-edge-quantizer for files that are converted already."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ModelFileError, StageError
-from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
-    GraphSummary,
-    LinearOperation,
-    TensorDescription,
-    summarize,
-)
+from pipeline.errors import StageError
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import SourceFormat
+from pipeline.targets.base import GraphSummary, Reach, check_interface, check_source_precision
+from pipeline.targets.tensorflow_graph import control_flow, static_saved_model
+from pipeline.targets.tflite_file import TFLiteFile
 
-_LINEAR = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D", "BATCH_MATMUL"}
+_ALL = ("float32", "float16", "int8")
+_NO_CONVERTER = (
+    "no maintained converter leads from {} to TensorFlow Lite: give the Keras model, the SavedModel or the .tflite "
+    "file that it was made from"
+)
+_MISSING_KERNEL = (
+    re.compile(r"'([\w.]+)' op is neither a custom op nor a flex op"),
+    re.compile(r"failed to legalize operation '([\w.]+)'"),
+    re.compile(r"Flex ops: ((?:\w+(?:, )?)+)"),
+    re.compile(r"Custom ops: ((?:\w+(?:, )?)+)"),
+)
+_MISSING_INT8 = (re.compile(r"Quantization not yet supported for op: '?(\w+)"),)
+
+
+_NO_INT8 = "LiteRT has no int8 kernel for {}. Leave int8 out, or replace it in the model."
+_NO_BUILTIN = "LiteRT has no builtin operation for {}. Replace it in the model, or choose other targets."
 
 
 class LiteRTTarget:
     """Builtin operations only, never Flex."""
 
+    sources: Mapping[SourceFormat, Reach] = {
+        "saved_model": Reach(_ALL),
+        "tflite": Reach(_ALL),
+        "onnx": Reach(reason=_NO_CONVERTER.format("ONNX")),
+        "openvino": Reach(reason=_NO_CONVERTER.format("OpenVINO")),
+    }
     suffix = ".tflite"
     format_name = "TensorFlow Lite"
-    precisions: tuple[str, ...] = ("float32", "float16", "int8")
-    tools: tuple[str, ...] = ("keras", "numpy", "tensorflow")
+    precisions: tuple[str, ...] = _ALL
+    tools: tuple[str, ...] = ("ai-edge-quantizer", "keras", "numpy", "tensorflow")
     runtime = "ai-edge-litert"
     notes: Mapping[str, str] = {
         "float16": "weights are stored in float16 and expanded to float32 when the file is loaded",
     }
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
-        """Converts the SavedModel.
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+        """Converts a SavedModel, or lowers the precision of a `.tflite` file.
 
         Raises:
-            StageError: The converter refuses the network.
+            StageError: The converter refuses the model, or the file holds what the precision can't be made of.
         """
-        import tensorflow as tf
-
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(network.saved_model()))
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if precision == "float16":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_types = [tf.float16]
-        elif precision == "int8":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.representative_dataset = lambda: _one_by_one(calibration)
-        try:
-            content = converter.convert()
-        except (tf.errors.OpError, ValueError, RuntimeError, TypeError) as error:
-            raise StageError(f"The TFLite converter refuses the network in {precision}: {error}.") from error
         path = out_dir / f"model{self.suffix}"
-        path.write_bytes(content)
+        if source.signature.source == "tflite":
+            _requantize(source, precision, calibration, path)
+        else:
+            with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out_dir) as scratch:
+                path.write_bytes(_convert(source, precision, calibration, Path(scratch)))
+        check_interface(self.inspect(path), source.signature, runtime="LiteRT")
         return path
 
     def inspect(self, path: Path) -> GraphSummary:
@@ -62,95 +73,86 @@ class LiteRTTarget:
         Raises:
             ModelFileError: It is no TFLite flatbuffer.
         """
-        content = path.read_bytes()
-        if content[4:8] != b"TFL3":
-            raise ModelFileError(
-                f"{path} is no TensorFlow Lite file: expected the identifier TFL3 at byte 4, found {content[4:8]!r}."
+        return TFLiteFile(path).summary()
+
+
+def _convert(source: ModelSource, precision: str, calibration: Calibration, scratch: Path) -> bytes:
+    import tensorflow as tf
+
+    loops = control_flow(source) if precision == "int8" else ()
+    if loops:  # the calibration would end the process
+        raise StageError(_NO_INT8.format(", ".join(loops)) + " A loop over time (GRU, LSTM) is a While.")
+    saved_model, key = static_saved_model(source, scratch)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[key])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if precision == "float16":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+    elif precision == "int8":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = lambda: iter(calibration)
+    try:
+        content: bytes = converter.convert()
+    except Exception as error:  # the converter's own error is private, and others pass through it
+        raise StageError(_explain(str(error), precision), details=str(error)) from error
+    return content
+
+
+def _explain(message: str, precision: str) -> str:
+    """Returns what the converter's message, which is long, says about which operation."""
+    for patterns, lack in ((_MISSING_INT8, _NO_INT8), (_MISSING_KERNEL, _NO_BUILTIN)):
+        names = {name for pattern in patterns for found in pattern.findall(message) for name in found.split(", ")}
+        if names:
+            return lack.format(", ".join(sorted(names)))
+    text = " ".join(message.split())
+    return f"The TFLite converter refuses the model in {precision}: {text[:800]}"
+
+
+def _requantize(source: ModelSource, precision: str, calibration: Calibration, path: Path) -> None:
+    """Writes a `.tflite` file as it is, if it holds the precision, else one made of its floats.
+
+    Raises:
+        StageError: It has dimensions left open, or holds other than floats.
+    """
+    file = TFLiteFile(source.path)
+    held, shapes = file.summary(), file.input_shapes()
+    for tensor in source.signature.inputs:
+        if shapes.get(tensor.name) != tensor.shape:
+            raise StageError(
+                f"{source.path.name} takes {tensor.name} in the shape {shapes.get(tensor.name)}, the signature says "
+                f"{tensor.shape}. The shapes of a .tflite file are fixed: give the shape it has, or the SavedModel."
             )
-        return _Reader(content).summary(path)
+    if held.precision == precision:
+        shutil.copyfile(source.path, path)
+        return
+    check_source_precision(held, precision)
+    path.write_bytes(_quantized(source.path, file, precision, calibration))
 
 
-def _one_by_one(calibration: Calibration) -> Iterator[list[Any]]:
-    for image in calibration.images:
-        yield [image[None]]
+def _quantized(path: Path, file: TFLiteFile, precision: str, calibration: Calibration) -> bytes:
+    """Returns the file with float16 weights, or with int8 weights and activations."""
+    from ai_edge_quantizer import algorithm_manager, quantizer, recipe
 
-
-class _Reader:
-    """Reads a flatbuffer with the schema that ships with the runtime."""
-
-    def __init__(self, content: bytes) -> None:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self._model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-        self._types = _names(schema.TensorType)
-        self._codes = _names(schema.BuiltinOperator)
-        if not self._model.subgraphs:
-            raise ModelFileError("The file holds no graph.")
-        self._graph = self._model.subgraphs[0]
-
-    def summary(self, path: Path) -> GraphSummary:
-        graph = self._graph
-        weights: dict[str, int] = {}
-        for tensor in graph.tensors:
-            data = self._model.buffers[tensor.buffer].data
-            if data is not None and len(data):
-                weights[self._type(tensor)] = weights.get(self._type(tensor), 0) + len(data)
-        return summarize(
-            path,
-            format_name="tflite",
-            inputs=[self._describe(index) for index in graph.inputs],
-            outputs=[self._describe(index) for index in graph.outputs],
-            operations=[self._code(operator) for operator in graph.operators],
-            tensor_types=[self._type(tensor) for tensor in graph.tensors],
-            weight_bytes=weights,
-            linear=self._linear(),
-        )
-
-    def _linear(self) -> list[LinearOperation]:
-        producers = {index: operator for operator in self._graph.operators for index in operator.outputs}
-        found = []
-        for operator in self._graph.operators:
-            if self._code(operator) not in _LINEAR:
-                continue
-            tensors = self._graph.tensors
-            first, second = tensors[operator.inputs[0]], operator.inputs[1]
-            activations = self._type(first)
-            weights = self._type(tensors[second])
-            maker = producers.get(second)
-            if maker is not None and self._code(maker) == "DEQUANTIZE":
-                weights = self._type(tensors[maker.inputs[0]])
-            elif weights == "int8" and activations == "float32":
-                activations = "dynamic"
-            name = tensors[operator.outputs[0]].name.decode()
-            found.append(LinearOperation(name, weights, "float" if activations.startswith("float") else activations))
-        return found
-
-    def _describe(self, index: int) -> TensorDescription:
-        tensor = self._graph.tensors[index]
-        signature = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
-        return TensorDescription(
-            self._signature_name(index) or tensor.name.decode(),
-            self._type(tensor),
-            tuple(int(size) for size in signature),
-        )
-
-    def _signature_name(self, index: int) -> str | None:
-        for signature in self._model.signatureDefs or []:
-            for entry in [*signature.inputs, *signature.outputs]:
-                if entry.tensorIndex == index:
-                    return str(entry.name.decode())
-        return None
-
-    def _type(self, tensor: Any) -> str:
-        return self._types.get(tensor.type, f"type{tensor.type}").lower()
-
-    def _code(self, operator: Any) -> str:
-        code = self._model.operatorCodes[operator.opcodeIndex]
-        if code.customCode:
-            return f"CUSTOM:{code.customCode.decode()}"
-        number = max(code.builtinCode, code.deprecatedBuiltinCode)
-        return self._codes.get(number, f"OPERATOR_{number}")
-
-
-def _names(enumeration: type) -> dict[int, str]:
-    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
+    names = file.tensor_names()
+    key = file.signature_key()
+    tool: Any = quantizer.Quantizer(str(path))
+    try:
+        if precision == "float16":
+            algorithm = algorithm_manager.AlgorithmName.FLOAT_CASTING
+            tool.add_weight_only_config(regex=".*", operation_name="*", num_bits=16, algorithm_key=algorithm)
+            result = tool.quantize(enable_progress_report=False)
+        else:
+            tool.load_quantization_recipe(recipe.static_wi8_ai8())
+            samples = [
+                sample if key is not None else {names[name]: value for name, value in sample.items()}
+                for sample in calibration
+            ]
+            ranges = tool.calibrate({key: samples}, num_threads=1)
+            result = tool.quantize(ranges, enable_progress_report=False)
+    except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError) as error:
+        raise StageError(
+            f"ai-edge-quantizer can't make {precision} of {path.name}: {' '.join(str(error).split())[:500]}",
+            details=str(error),
+        ) from error
+    return bytes(result.quantized_model)

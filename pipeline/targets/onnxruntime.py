@@ -1,33 +1,28 @@
-"""ONNX Runtime: tf2onnx, onnxruntime.quantization, and reading `.onnx` files."""
+"""ONNX Runtime: tf2onnx and onnxruntime.quantization."""
 
 from __future__ import annotations
 
 import logging
-import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.errors import ModelFileError
-from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
-    GraphSummary,
-    LinearOperation,
-    TensorDescription,
-    summarize,
-)
+from pipeline.errors import StageError
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import Signature, SourceFormat
+from pipeline.targets import onnx_file
+from pipeline.targets.base import GraphSummary, Reach, check_interface, check_source_precision, signature_names
+from pipeline.targets.onnx_names import all_graphs, drop_unused_domains, name_after_position, rename_values
+from pipeline.targets.tensorflow_graph import frozen_graph
+from pipeline.targets.tflite_file import TFLiteFile
 
 OPSET = 17
-_ARBITRARY = re.compile(r"^(StatefulPartitionedCall(_\d+)?/)+|__\d+")
-"""What TensorFlow puts before a name and tf2onnx behind it."""
+MIN_INT8_OPSET = 13
+"""The first with scales per channel (ONNX, QuantizeLinear-13)."""
 
-_LINEAR = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
-_INTEGER = {"QLinearConv", "QLinearMatMul", "QGemm"}
-_DYNAMIC = {"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"}
+_ALL = ("float32", "float16", "int8")
 
 
 class OnnxRuntimeTarget:
@@ -36,9 +31,17 @@ class OnnxRuntimeTarget:
     Unsigned activations, because with signed ones part of the convolutions stay outside QLinearConv.
     """
 
+    sources: Mapping[SourceFormat, Reach] = {
+        "saved_model": Reach(_ALL),
+        "onnx": Reach(_ALL),
+        "tflite": Reach(_ALL),
+        "openvino": Reach(
+            reason="no converter leads from OpenVINO to ONNX: give the model that the .xml file was made from"
+        ),
+    }
     suffix = ".onnx"
     format_name = "ONNX"
-    precisions: tuple[str, ...] = ("float32", "float16", "int8")
+    precisions: tuple[str, ...] = _ALL
     tools: tuple[str, ...] = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tf2onnx")
     runtime = "onnxruntime"
     notes: Mapping[str, str] = {
@@ -48,19 +51,21 @@ class OnnxRuntimeTarget:
         ),
     }
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
-        """Converts the SavedModel, then lowers the precision."""
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+        """Converts the model to ONNX, if it is none, then lowers the precision.
+
+        Raises:
+            StageError: A converter refuses the model, or its file holds what the precision can't be made of.
+        """
         import onnx
 
         path = out_dir / f"model{self.suffix}"
         with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out_dir) as scratch:
-            model = _fold(_convert(network.saved_model()), Path(scratch))
-            if precision == "float16":
-                model = _to_float16(model)
-            elif precision == "int8":
-                model = _to_int8(model, calibration, Path(scratch))
-        _drop_unused_domains(model)
-        onnx.save(model, str(path))
+            if _is_finished(source, precision):
+                shutil.copyfile(source.path, path)
+            else:
+                onnx.save(_made(source, precision, calibration, Path(scratch)), str(path))
+        check_interface(self.inspect(path), source.signature, runtime="ONNX")
         return path
 
     def inspect(self, path: Path) -> GraphSummary:
@@ -69,218 +74,229 @@ class OnnxRuntimeTarget:
         Raises:
             ModelFileError: It is no ONNX model.
         """
-        import onnx
-        from google.protobuf.message import DecodeError
-
-        try:
-            model = onnx.load(str(path))
-        except DecodeError as error:
-            raise ModelFileError(f"{path} is no ONNX file: {error}.") from error
-        if not model.graph.node or not model.graph.output:
-            raise ModelFileError(f"{path} is no ONNX model: it holds no graph.")
-        return _summary(path, model)
+        return onnx_file.summary(path)
 
 
-def _convert(saved_model: Path) -> Any:
-    """Returns the ONNX model of a SavedModel's one signature."""
-    import tensorflow as tf
-    import tf2onnx
-
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    # The signature alone would not keep the variables alive.
-    loaded = tf.saved_model.load(str(saved_model))
-    _, inputs = loaded.signatures["serve"].structured_input_signature
-    signature = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()]
-    model, _ = tf2onnx.convert.from_function(
-        tf.function(
-            lambda image: loaded.signatures["serve"](image=image)["logits"],
-            input_signature=signature,
-            autograph=False,  # which would leave its copy of this code among the temporary files
-        ),
-        input_signature=signature,
-        opset=OPSET,
+def _is_finished(source: ModelSource, precision: str) -> bool:
+    """Whether the source is an ONNX file of the precision, in one piece and with fixed shapes."""
+    if source.signature.source != "onnx" or onnx_file.external_files(source.path):
+        return False
+    held = onnx_file.summary(source.path)
+    shapes = {tensor.name: tensor.shape for tensor in held.inputs}
+    return held.precision == precision and all(
+        shapes.get(tensor.name) == tensor.shape for tensor in source.signature.inputs
     )
-    _rename_output(model, "logits")
+
+
+def _made(source: ModelSource, precision: str, calibration: Calibration, scratch: Path) -> Any:
+    """Returns the model in the precision.
+
+    Raises:
+        StageError: A converter refuses the model, or its file holds what the precision can't be made of.
+    """
+    if source.signature.source == "onnx":
+        held = onnx_file.summary(source.path)
+        model = _with_fixed_shapes(onnx_file.load_model(source.path), source.signature)
+        if held.precision == precision:
+            return model
+        check_source_precision(held, precision)
+    elif source.signature.source == "tflite":
+        check_source_precision(TFLiteFile(source.path).summary(), precision)
+        model = _with_fixed_shapes(_from_tflite(source), source.signature)
+    else:
+        model = _from_saved_model(source)
+    model = _fold(model, scratch)
+    if precision == "float16":
+        model = _to_float16(model)
+    elif precision == "int8":
+        model = _to_int8(model, calibration, scratch)
+    drop_unused_domains(model)
     return model
 
 
-def _rename_output(model: Any, name: str) -> None:
-    (output,) = model.graph.output
-    old = output.name
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for index, value in enumerate(names):
-                if value == old:
-                    names[index] = name
-    output.name = name
+def _from_saved_model(source: ModelSource) -> Any:
+    """Returns the ONNX model of the SavedModel's signature.
+
+    Raises:
+        StageError: tf2onnx refuses it.
+    """
+    import tf2onnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it can't convert is named below
+    frozen = frozen_graph(source)
+    names = dict(zip((*frozen.inputs, *frozen.outputs), signature_names(source.signature), strict=True))
+    try:
+        model, _ = tf2onnx.convert.from_graph_def(
+            frozen.graph_def,
+            input_names=list(frozen.inputs),
+            output_names=list(frozen.outputs),
+            opset=OPSET,
+            tensors_to_rename=names,
+        )
+    except Exception as error:  # it raises whatever its handlers run into
+        raise StageError(f"tf2onnx can't convert the model: {_short(error)}", details=str(error)) from error
+    _check_operations(model)
+    _state_output_shapes(model, source.signature)
+    return model
+
+
+def _from_tflite(source: ModelSource) -> Any:
+    """Returns the ONNX model of a `.tflite` file in float32.
+
+    Raises:
+        StageError: tf2onnx refuses it.
+    """
+    import tf2onnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    tensors = TFLiteFile(source.path).tensor_names()
+    try:
+        model, _ = tf2onnx.convert.from_tflite(str(source.path), opset=OPSET)
+    except Exception as error:  # it raises whatever its handlers run into
+        raise StageError(f"tf2onnx can't convert {source.path.name}: {_short(error)}", details=str(error)) from error
+    _check_operations(model)
+    rename_values(model, {old: new for new, old in tensors.items()})
+    _state_output_shapes(model, source.signature)
+    return model
+
+
+def _state_output_shapes(model: Any, signature: Signature) -> None:
+    """Writes the sizes of outputs that the converter lost, as behind a loop; the signature has them."""
+    shapes = {tensor.name: tensor.shape for tensor in signature.outputs}
+    for value in model.graph.output:
+        shape = shapes.get(value.name, ())
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == len(shape):
+            for dim, size in zip(dims, shape, strict=True):
+                if not dim.HasField("dim_value") and size >= 0:
+                    dim.dim_value = size
+
+
+def _check_operations(model: Any) -> None:
+    """Refuses operations that tf2onnx left as they were.
+
+    Raises:
+        StageError: There are some.
+    """
+    import onnx
+
+    used = {(node.op_type, node.domain) for graph in all_graphs(model.graph) for node in graph.node}
+    unknown = sorted(kind for kind, domain in used if domain or not onnx.defs.has(kind))
+    if unknown:
+        raise StageError(
+            f"ONNX has no operation for {', '.join(unknown)} that tf2onnx knows of. Replace it in the model, or "
+            f"choose other targets."
+        )
+
+
+def _with_fixed_shapes(model: Any, signature: Signature) -> Any:
+    """Returns the model with the inputs' shapes as in the signature, and the shapes that follow from them.
+
+    Raises:
+        StageError: The model can't take inputs of these shapes.
+    """
+    import onnx
+    from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
+
+    known = {value.name: onnx_file.describe(value).shape for value in model.graph.input}
+    try:
+        for tensor in signature.inputs:
+            if known.get(tensor.name) != tensor.shape:
+                make_input_shape_fixed(model.graph, tensor.name, list(tensor.shape))
+        if any(-1 in onnx_file.describe(value).shape for value in model.graph.output):
+            fix_output_shapes(model)
+    except (ValueError, RuntimeError, onnx.shape_inference.InferenceError) as error:
+        raise StageError(
+            f"The ONNX model can't take inputs of the signature's shapes: {_short(error)} Give shapes that it takes.",
+            details=str(error),
+        ) from error
+    return model
 
 
 def _fold(model: Any, scratch: Path) -> Any:
-    """Returns the model with constants and batch norms folded, and with names that depend on the graph alone."""
+    """Returns the model with constants and batch norms folded, and with names that depend on the graph alone.
+
+    Raises:
+        StageError: ONNX Runtime can't load the model.
+    """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     logging.getLogger().setLevel(logging.ERROR)
-    _name_after_position(model)
+    name_after_position(model)
     converted, folded = scratch / "converted.onnx", scratch / "folded.onnx"
     onnx.save(model, str(converted))
-    quant_pre_process(str(converted), str(folded), skip_symbolic_shape=True)
+    try:
+        quant_pre_process(str(converted), str(folded), skip_symbolic_shape=True)
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise StageError(f"ONNX Runtime can't load the model: {_short(error)}", details=str(error)) from error
     model = onnx.load(str(folded))
-    _name_after_position(model)
+    name_after_position(model)
     return model
 
 
-def _name_after_position(model: Any) -> None:
-    """Names nodes, values and constants after their place in the graph.
-
-    tf2onnx numbers them by a counter whose order differs from one process to the next, and so would the file. The
-    inputs and the output of the graph keep their names; a node keeps the part of its name that says which layer
-    it came from.
-    """
-    graph = model.graph
-    new = {value.name: value.name for value in [*graph.input, *graph.output]}
-    taken: set[str] = set()
-    constants = {constant.name: constant for constant in graph.initializer}
-    in_order = []
-    for node in graph.node:
-        node.name = _unique(_ARBITRARY.sub("", node.name) or node.op_type, taken)
-        for index, name in enumerate(node.input):
-            if name in constants and name not in new:
-                new[name] = f"{node.name}.{index}"
-                in_order.append(constants[name])
-        for index, name in enumerate(node.output):
-            new.setdefault(name, f"{node.name}:{index}")
-    for node in graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new[name] for name in node.output]
-    kept = [_copy(constant) for constant in in_order]
-    for constant in kept:
-        constant.name = new[constant.name]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    # Types of values in between follow from the graph.
-    shapes = sorted((value for value in graph.value_info if value.name in new), key=lambda value: new[value.name])
-    for value in shapes:
-        value.name = new[value.name]
-    described = [_copy(value) for value in shapes]
-    del graph.value_info[:]
-    graph.value_info.extend(described)
-
-
-def _drop_unused_domains(model: Any) -> None:
-    """Leaves out the operator sets that ONNX Runtime notes down without using them."""
-    used = {node.domain for node in model.graph.node}
-    kept = [_copy(opset) for opset in model.opset_import if opset.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    unique, number = name, 2
-    while unique in taken:
-        unique, number = f"{name}_{number}", number + 1
-    taken.add(unique)
-    return unique
-
-
-def _copy(message: Any) -> Any:
-    fresh = type(message)()
-    fresh.CopyFrom(message)
-    return fresh
-
-
 def _to_float16(model: Any) -> Any:
-    """Returns the model with float16 weights and activations; its input and output keep their types."""
+    """Returns the model with float16 weights and activations; its inputs and outputs keep their types."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return convert_float_to_float16(model, keep_io_types=True)
 
 
 def _to_int8(model: Any, calibration: Calibration, scratch: Path) -> Any:
-    """Returns the model with quantize-dequantize pairs whose ranges come from the calibration images."""
+    """Returns the model with quantize-dequantize pairs whose ranges come from the calibration samples.
+
+    Raises:
+        StageError: Its operator set is too old, or the quantization fails.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._rows = iter(calibration.images)
+            self._samples = iter(calibration)
 
         def get_next(self) -> dict[str, Any] | None:
-            image = next(self._rows, None)
-            return None if image is None else {"image": np.ascontiguousarray(image[None])}
+            return next(self._samples, None)
 
     floating, quantized = scratch / "float.onnx", scratch / "int8.onnx"
-    onnx.save(model, str(floating))
-    quantize_static(
-        str(floating),
-        str(quantized),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=calibration.reduce_range,
-    )
+    onnx.save(_recent(model), str(floating))
+    try:
+        quantize_static(
+            str(floating),
+            str(quantized),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=calibration.reduce_range,
+        )
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise StageError(f"ONNX Runtime can't quantize the model: {_short(error)}", details=str(error)) from error
     return onnx.load(str(quantized))
 
 
-def _summary(path: Path, model: Any) -> GraphSummary:
+def _recent(model: Any) -> Any:
+    """Returns the model in an operator set that has scales per channel.
+
+    Raises:
+        StageError: It can't be brought there.
+    """
     import onnx
 
-    graph = model.graph
-    constants = {constant.name: constant for constant in graph.initializer}
-    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
-    types.update({name: constant.data_type for name, constant in constants.items()})
-    weights: dict[str, int] = {}
-    for constant in constants.values():
-        name = _type_name(constant.data_type)
-        item = onnx.helper.tensor_dtype_to_np_dtype(constant.data_type).itemsize
-        weights[name] = weights.get(name, 0) + int(np.prod(constant.dims, dtype=np.int64)) * item
-    inputs = [value for value in graph.input if value.name not in constants]
-    return summarize(
-        path,
-        format_name="onnx",
-        inputs=[_describe(value) for value in inputs],
-        outputs=[_describe(value) for value in graph.output],
-        operations=[node.op_type for node in graph.node],
-        tensor_types=[_type_name(number) for number in types.values()],
-        weight_bytes=weights,
-        linear=_linear(graph, types),
-    )
+    (version,) = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
+    if version >= MIN_INT8_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, OPSET)
+    except Exception as error:  # a bare RuntimeError or a ConvertError, by version
+        raise StageError(
+            f"The model is of operator set {version}; int8 takes {MIN_INT8_OPSET} or later, and bringing it there "
+            f"fails: {_short(error)} Export the model again with a later operator set.",
+            details=str(error),
+        ) from error
 
 
-def _linear(graph: Any, types: Mapping[str, int]) -> list[LinearOperation]:
-    producers = {name: node for node in graph.node for name in node.output}
-    found = []
-    for node in graph.node:
-        if node.op_type in _INTEGER:
-            found.append(LinearOperation(node.name, "int8", "int8"))
-        elif node.op_type in _DYNAMIC:
-            found.append(LinearOperation(node.name, "int8", "dynamic"))
-        elif node.op_type in _LINEAR:
-            weights, from_integer = _stored_type(node.input[1], producers, types)
-            activations, quantized = _stored_type(node.input[0], producers, types)
-            activations = ("int16" if "16" in activations else "int8") if quantized else "float"
-            found.append(LinearOperation(node.name, "int8" if from_integer else weights, activations))
-    return found
-
-
-def _stored_type(name: str, producers: Mapping[str, Any], types: Mapping[str, int]) -> tuple[str, bool]:
-    """Returns the element type a value is stored as, looking through DequantizeLinear, and whether it did."""
-    producer = producers.get(name)
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        zero_point = producer.input[2] if len(producer.input) > 2 else producer.input[0]
-        return _type_name(types.get(zero_point, types.get(producer.input[0], 0))), True
-    return _type_name(types.get(name, 1)), False
-
-
-def _type_name(number: int) -> str:
-    import onnx
-
-    return str(onnx.helper.tensor_dtype_to_np_dtype(number)) if number else "unknown"
-
-
-def _describe(value: Any) -> TensorDescription:
-    tensor = value.type.tensor_type
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
-    return TensorDescription(value.name, _type_name(tensor.elem_type), shape)
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:500]}..."

@@ -1,64 +1,72 @@
-"""OpenVINO: its converter, NNCF, and reading its `.xml` files."""
+"""OpenVINO: its converter and NNCF."""
 
 from __future__ import annotations
 
 import logging
+import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
-from pipeline.errors import ModelFileError
+from pipeline.errors import StageError
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import InputTensor, Signature, SourceFormat
+from pipeline.targets import onnx_file, openvino_file
 from pipeline.targets.base import (
-    Calibration,
-    ExportableNetwork,
     GraphSummary,
-    LinearOperation,
-    TensorDescription,
-    summarize,
+    Reach,
+    check_interface,
+    check_source_precision,
+    model_files,
+    signature_names,
 )
+from pipeline.targets.tensorflow_graph import static_saved_model
+from pipeline.targets.tflite_file import TFLiteFile
 
-_LINEAR = {"Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData"}
-_TRANSPARENT = {"Reshape", "Transpose", "Subtract", "Multiply", "Convert"}
-_TYPES = {
-    "f64": "float64",
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "bfloat16",
-    "i8": "int8",
-    "u8": "uint8",
-    "i32": "int32",
-    "i64": "int64",
-    "boolean": "bool",
-}
-_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "int32": 32, "int64": 64}
+_NO_RULE = re.compile(r"No conversion rule found for operations: ([\w.:, -]+?)(?:\n|$| To facilitate)")
+_ALL = ("float32", "float16", "int8")
 
 
 class OpenVinoTarget:
     """Intermediate representation (`.xml` and `.bin`); int8 by NNCF post-training quantization."""
 
+    sources: Mapping[SourceFormat, Reach] = {
+        "saved_model": Reach(_ALL),
+        "onnx": Reach(_ALL),
+        "tflite": Reach(_ALL),
+        "openvino": Reach(_ALL),
+    }
     suffix = ".xml"
     format_name = "OpenVINO"
-    precisions: tuple[str, ...] = ("float32", "float16", "int8")
+    precisions: tuple[str, ...] = _ALL
     tools: tuple[str, ...] = ("keras", "nncf", "numpy", "openvino", "tensorflow")
     runtime = "openvino"
     notes: Mapping[str, str] = {
         "float16": "weights are stored in float16; the CPU plugin computes in float32",
     }
 
-    def export(self, network: ExportableNetwork, precision: str, calibration: Calibration, out_dir: Path) -> Path:
-        """Converts the SavedModel, quantizes it for int8, and saves it."""
-        import openvino as ov
+    def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
+        """Converts the model, quantizes it for int8, and saves it.
 
-        model = ov.convert_model(str(network.saved_model()))
-        model.inputs[0].get_tensor().set_names({"image"})
-        model.outputs[0].get_tensor().set_names({"logits"})
-        if precision == "int8":
-            model = _to_int8(model, calibration)
-        # What the converter notes about itself names the temporary directory it read from.
-        model.set_rt_info("", ["conversion_parameters", "input_model"])
+        Raises:
+            StageError: The converter refuses the model, or its file holds what the precision can't be made of.
+        """
         path = out_dir / f"model{self.suffix}"
-        ov.save_model(model, str(path), compress_to_fp16=precision == "float16")
+        held = _held(source)
+        if held is not None and source.signature.source == "openvino" and held.precision == precision:
+            shapes = {tensor.name: tensor.shape for tensor in held.inputs}
+            if all(shapes.get(tensor.name) == tensor.shape for tensor in source.signature.inputs):
+                for file in model_files(source.path):
+                    shutil.copyfile(file, path.with_suffix(file.suffix))
+                return path
+        if held is not None and held.precision != precision:
+            allowed = ("float32", "float16") if precision == "int8" else ("float32",)
+            check_source_precision(held, precision, allowed=allowed)
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out_dir) as scratch:
+            _make(source, precision, calibration, path, scratch=Path(scratch))
+        check_interface(self.inspect(path), source.signature, runtime="OpenVINO")
         return path
 
     def inspect(self, path: Path) -> GraphSummary:
@@ -67,118 +75,169 @@ class OpenVinoTarget:
         Raises:
             ModelFileError: It is no OpenVINO model, or the .bin beside it is missing.
         """
-        try:
-            root = ET.parse(path).getroot()  # noqa: S314 (a local file; expat bounds entity expansion)
-        except ET.ParseError as error:
-            raise ModelFileError(f"{path} is no XML file: {error}.") from error
-        if root.tag != "net" or root.find("layers") is None:
-            raise ModelFileError(f"{path} is no OpenVINO model: expected <net> with <layers>, found <{root.tag}>.")
-        if not path.with_suffix(".bin").is_file():
-            raise ModelFileError(f"The weights {path.with_suffix('.bin')} are missing beside {path}.")
-        _check_weights(path, root)
-        return _Reader(root).summary(path)
+        return openvino_file.summary(path)
 
 
-def _check_weights(path: Path, root: ET.Element) -> None:
-    """Refuses a .bin that is shorter than the constants the .xml takes from it."""
-    constants = root.iterfind("./layers/layer[@type='Const']/data")
-    needed = max((int(data.get("offset", "0")) + int(data.get("size", "0")) for data in constants), default=0)
-    weights = path.with_suffix(".bin")
-    if weights.stat().st_size < needed:
-        raise ModelFileError(
-            f"{weights} has {weights.stat().st_size} bytes, but {path} takes constants up to {needed}."
-        )
+def _held(source: ModelSource) -> GraphSummary | None:
+    """Returns what the source file holds; None of a SavedModel, which holds floats."""
+    match source.signature.source:
+        case "onnx":
+            return onnx_file.summary(source.path)
+        case "tflite":
+            return TFLiteFile(source.path).summary()
+        case "openvino":
+            return openvino_file.summary(source.path)
+        case _:
+            return None
 
 
-def _to_int8(model: Any, calibration: Calibration) -> Any:
-    """Returns the model with FakeQuantize operations whose ranges come from the calibration images."""
-    import nncf
+def _make(source: ModelSource, precision: str, calibration: Calibration, path: Path, *, scratch: Path) -> None:
+    """Writes the model in the precision.
 
-    nncf.set_log_level(logging.ERROR)
-    images = [image[None] for image in calibration.images]
-    # Correcting each layer's bias with the layers before it quantized costs seconds and gains decibels; the fast
-    # form, NNCF's default, loses 15 points of MobileNetV3-small-050 on ImageNet (NNCF, ptq_reference_data.yaml).
-    return nncf.quantize(
-        model,
-        nncf.Dataset(images),
-        subset_size=len(images),
-        target_device=nncf.TargetDevice.CPU,
-        fast_bias_correction=False,
+    Raises:
+        StageError: The converter or NNCF refuses it.
+    """
+    import openvino as ov
+
+    held = _held(source)
+    try:
+        model = _converted(source, scratch)
+        if precision == "int8" and (held is None or held.precision != "int8"):
+            model = _to_int8(model, calibration)
+        # What the converter notes about itself names the temporary directory it read from.
+        if source.signature.source != "openvino":
+            model.set_rt_info("", ["conversion_parameters", "input_model"])
+        ov.save_model(model, str(path), compress_to_fp16=precision == "float16")
+    except StageError:
+        raise
+    except Exception as error:  # OpenVINO's and NNCF's errors have no common class
+        raise StageError(_explain(str(error), precision), details=str(error)) from error
+
+
+def _converted(source: ModelSource, scratch: Path) -> Any:
+    """Returns the model with the names and shapes of the signature.
+
+    Raises:
+        StageError: A name of the signature is not in it.
+    """
+    import openvino as ov
+
+    signature = source.signature
+    names = {name: name for name in signature_names(signature)}
+    if signature.source == "tflite":
+        names |= TFLiteFile(source.path).tensor_names()
+    if signature.source == "saved_model":
+        saved_model, _key = static_saved_model(source, scratch)
+        model = ov.convert_model(str(saved_model))
+    else:
+        model = ov.convert_model(str(source.path)) if signature.source != "openvino" else _read(source.path)
+    inputs = {tensor.name: _port(model.inputs, names[tensor.name]) for tensor in signature.inputs}
+    outputs = {tensor.name: _port(model.outputs, names[tensor.name]) for tensor in signature.outputs}
+    for name, port in (*inputs.items(), *outputs.items()):
+        port.get_tensor().set_names({name})
+    if any(list(port.partial_shape) != list(tensor.shape) for port, tensor in _pairs(inputs, signature)):
+        model.reshape({port: list(tensor.shape) for port, tensor in _pairs(inputs, signature)})
+    return model
+
+
+def _read(path: Path) -> Any:
+    import openvino as ov
+
+    return ov.Core().read_model(str(path))
+
+
+def _pairs(inputs: Mapping[str, Any], signature: Signature) -> list[tuple[Any, InputTensor]]:
+    return [(inputs[tensor.name], tensor) for tensor in signature.inputs]
+
+
+def _port(ports: Any, name: str) -> Any:
+    """Returns the input or output of a name; a tensor without names goes by its operation's.
+
+    Raises:
+        StageError: There is none.
+    """
+    for port in ports:
+        if name in port.get_names() or (not port.get_names() and name == port.node.friendly_name):
+            return port
+    known = ", ".join(sorted("|".join(sorted(port.get_names())) or port.node.friendly_name for port in ports))
+    raise StageError(
+        f"The converted model has no tensor {name}; it has {known}. Name the model's tensors in the recipe."
     )
 
 
-class _Reader:
-    """Reads layers and edges of an intermediate representation."""
+def _to_int8(model: Any, calibration: Calibration) -> Any:
+    """Returns the model with FakeQuantize operations whose ranges come from the calibration samples.
 
-    def __init__(self, root: ET.Element) -> None:
-        self._layers = {layer.attrib["id"]: layer for layer in root.iterfind("./layers/layer")}
-        self._sources = {
-            (edge.attrib["to-layer"], edge.attrib["to-port"]): edge.attrib["from-layer"]
-            for edge in root.iterfind("./edges/edge")
-        }
+    NNCF's ranges of activations are averages over the samples, so that values beyond them are clipped: robust for
+    a classifier, whose largest logit stays the largest, but wrong wherever the values themselves are the answer.
+    There the ranges cover all samples.
+    """
+    import nncf
 
-    def summary(self, path: Path) -> GraphSummary:
-        layers = self._layers.values()
-        weights: dict[str, int] = {}
-        for layer in layers:
-            data = layer.find("data")
-            if layer.attrib["type"] == "Const" and data is not None:
-                name = _type_name(data.attrib["element_type"])
-                weights[name] = weights.get(name, 0) + int(data.attrib["size"])
-        ports = [port for layer in layers for port in layer.iterfind("./output/port")]
-        return summarize(
-            path,
-            format_name="openvino",
-            inputs=[self._input(layer) for layer in layers if layer.attrib["type"] == "Parameter"],
-            outputs=[self._output(layer) for layer in layers if layer.attrib["type"] == "Result"],
-            operations=[
-                layer.attrib["type"] for layer in layers if layer.attrib["type"] not in ("Const", "Parameter", "Result")
-            ],
-            tensor_types=[_type_name(port.attrib.get("precision", "unknown")) for port in ports],
-            weight_bytes=weights,
-            linear=[self._linear(layer) for layer in layers if layer.attrib["type"] in _LINEAR],
+    nncf.set_log_level(logging.ERROR)
+    _fold_scales(model)
+    samples = list(calibration)
+    ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
+    parameters = None
+    if not calibration.signature.is_classifier:
+        parameters = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges.MINMAX)
+
+    def quantize(given: Any, *, fast: bool) -> Any:
+        return nncf.quantize(
+            given,
+            nncf.Dataset(samples),
+            subset_size=len(samples),
+            target_device=nncf.TargetDevice.CPU,
+            fast_bias_correction=fast,
+            advanced_parameters=parameters,
         )
 
-    def _linear(self, layer: ET.Element) -> LinearOperation:
-        first, second = self._inputs(layer)[:2]
-        stored = self._stored(second)
-        activations = "int8" if first is not None and first.attrib["type"] == "FakeQuantize" else "float"
-        return LinearOperation(layer.attrib["name"], stored, activations)
-
-    def _stored(self, layer: ET.Element | None) -> str:
-        """Returns the element type of the constant that a value comes from."""
-        while layer is not None:
-            if layer.attrib["type"] == "Const":
-                data = layer.find("data")
-                return _type_name(data.attrib["element_type"]) if data is not None else "unknown"
-            if layer.attrib["type"] == "FakeQuantize":
-                return "int8"
-            if layer.attrib["type"] not in _TRANSPARENT:
-                break
-            layer = self._inputs(layer)[0]
-        return "computed"
-
-    def _inputs(self, layer: ET.Element) -> list[ET.Element | None]:
-        return [
-            self._layers.get(self._sources.get((layer.attrib["id"], port.attrib["id"]), ""))
-            for port in layer.iterfind("./input/port")
-        ]
-
-    def _input(self, layer: ET.Element) -> TensorDescription:
-        return _describe(layer.find("./output/port"), layer.attrib["name"])
-
-    def _output(self, layer: ET.Element) -> TensorDescription:
-        source = self._inputs(layer)[0]
-        port = source.find("./output/port") if source is not None else None
-        return _describe(port, layer.attrib["name"])
+    # Correcting each layer's bias with the layers before it quantized costs seconds and gains decibels; the fast
+    # form, NNCF's default, loses 15 points of MobileNetV3-small-050 on ImageNet (NNCF, ptq_reference_data.yaml).
+    try:
+        return quantize(model.clone(), fast=False)
+    except RuntimeError:
+        # It runs parts of the network, and the CPU plugin can't run all parts: not a transposed convolution whose
+        # output nothing takes.
+        return quantize(model, fast=True)
 
 
-def _describe(port: ET.Element | None, name: str) -> TensorDescription:
-    if port is None:
-        return TensorDescription(name, "unknown", ())
-    dims = tuple(int(dim.text or -1) for dim in port.iterfind("dim"))
-    return TensorDescription(port.attrib.get("names", name), _type_name(port.attrib.get("precision", "")), dims)
+def _fold_scales(model: Any) -> None:
+    """Multiplies scales behind matrix products, such as those of batch norms, into their weights.
+
+    With one thread, the CPU plugin of OpenVINO 2026.4 reads memory that nothing wrote where an int8 MatMul has a
+    Multiply behind it, and the answers are arbitrary.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Multiply":
+            continue
+        sources = [node.input_value(index).get_node() for index in range(2)]
+        product = next((source for source in sources if source.get_type_name() == "MatMul"), None)
+        scale = next((source for source in sources if source.get_type_name() == "Constant"), None)
+        if product is None or scale is None or len(product.output(0).get_target_inputs()) != 1:
+            continue
+        weights = product.input_value(1).get_node()
+        if weights.get_type_name() != "Constant" or len(weights.output(0).get_target_inputs()) != 1:
+            continue
+        values, factors = np.asarray(weights.data), np.asarray(scale.data)
+        transposed = bool(product.get_attributes()["transpose_b"])
+        width = values.shape[0 if transposed else -1]
+        if values.ndim != 2 or factors.size not in (1, width) or factors.shape[-1:] not in ((), (1,), (width,)):
+            continue
+        factors = np.broadcast_to(factors.reshape(-1), (width,))
+        scaled = opset13.constant((values * (factors[:, None] if transposed else factors)).astype(values.dtype))
+        scaled.set_friendly_name(weights.get_friendly_name())
+        product.input(1).replace_source_output(scaled.output(0))
+        node.output(0).replace(product.output(0))
 
 
-def _type_name(name: str) -> str:
-    return _TYPES.get(name.lower().replace("fp", "f"), name.lower())
+def _explain(message: str, precision: str) -> str:
+    """Returns what OpenVINO's message, which is long, says about which operation."""
+    found = _NO_RULE.search(message)
+    if found:
+        return f"OpenVINO has no operation for {found[1].strip()}. Replace it in the model, or choose other targets."
+    text = " ".join(message.split())
+    return f"OpenVINO can't make {precision} of the model: {text if len(text) <= 500 else f'{text[:500]}...'}"

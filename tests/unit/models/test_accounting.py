@@ -10,7 +10,6 @@ import pytest
 import models
 from models.accounting import BatchNormCount, layer_table
 from models.efficientnet_lite import build_variant
-from models.spec import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,7 @@ EFFICIENTNET_LITE = [
 @pytest.mark.parametrize("row", EFFICIENTNET_LITE, ids=lambda row: row.id)
 def test_efficientnet_lite_against_its_published_row(row: LiteRow) -> None:
     """All five variants, though only lite0 can be built by name: they hold the scaling that it can't show."""
-    config = NetworkConfig(
-        input_shape=(row.resolution, row.resolution, 3),
-        num_classes=1000,
-        width=1.0,
-        dropout=0.2,
-        early_stride=True,
-        batch_norm_momentum=0.99,
-    )
+    config = models.resolve(models.find("efficientnet_lite0"), input_shape=(row.resolution, row.resolution, 3))
     network = build_variant(
         config,
         name=row.id,
@@ -169,6 +161,22 @@ def test_layer_table_of_a_hand_counted_network() -> None:
     assert (rows["grouped"].parameters, rows["grouped"].multiply_adds) == (2 * 4, 12 * 2 * 4)
     assert (rows["pool"].parameters, rows["pool"].multiply_adds) == (0, 0)
     assert (rows["logits"].parameters, rows["logits"].multiply_adds) == (4 * 2 + 2, 4 * 2)
+
+
+def test_products_of_activations_are_counted() -> None:
+    import keras
+
+    queries, keys = keras.Input((12, 4), name="queries"), keras.Input((6, 4), name="keys")
+    dot = keras.layers.Dot(axes=(2, 2), name="dot")([queries, keys])
+    matmul = keras.ops.matmul(dot, keys)
+    einsum = keras.ops.einsum("bqc,bkc->bqk", matmul, keys)
+    rows = layer_table(keras.Model([queries, keys], keras.ops.add(einsum, 1.0)))
+    assert [(row.type, row.output_shape, row.multiply_adds) for row in rows[2:]] == [
+        ("Dot", (12, 6), 12 * 6 * 4),
+        ("Matmul", (12, 4), 12 * 6 * 4),
+        ("Einsum", (12, 6), 12 * 6 * 4),
+        ("Add", (12, 6), 0),
+    ]
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import image_signature
 from pipeline.targets import TARGETS, inspect_model
-from pipeline.targets.base import Calibration
-
-
-class Network:
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def saved_model(self) -> Path:
-        raise AssertionError
 
 
 def export(folder: Path, precision: str) -> Path:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(12, 3)).astype(np.float32)
     np.savez(folder / "network.npz", weights=weights, bias=np.zeros(3, np.float32), shape=np.array([2, 2, 3]))
-    calibration = Calibration(np.zeros((1, 2, 2, 3), np.uint8))
-    return TARGETS["fake"].export(Network(folder), precision, calibration, folder)
+    signature = image_signature((2, 2, 3), 3, source="fake", model="network.npz")
+    calibration = Calibration(signature, {"image": np.zeros((1, 2, 2, 3), np.uint8)})
+    return TARGETS["fake"].export(ModelSource(folder, signature), precision, calibration, folder)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])

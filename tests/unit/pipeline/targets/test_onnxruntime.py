@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import ModelFileError
 from pipeline.targets import inspect_model
-from pipeline.targets.onnxruntime import _drop_unused_domains, _name_after_position
+from pipeline.targets.onnx_names import drop_unused_domains, name_after_position
 
 Build = Callable[[Any], tuple[list[Any], list[Any]]]
 
@@ -143,18 +143,18 @@ def test_names_depend_on_the_graph_alone() -> None:
     import onnx
 
     first, second = renamed("12", 1), renamed("7", -1)
-    _name_after_position(first)
-    _name_after_position(second)
+    name_after_position(first)
+    name_after_position(second)
     assert first.SerializeToString() == second.SerializeToString()
     onnx.checker.check_model(first, full_check=True)
     assert [node.name for node in first.graph.node] == ["net/add", "MatMul"]
     assert [value.name for value in [*first.graph.input, *first.graph.output]] == ["image", "logits"]
     again = first.SerializeToString()
-    _name_after_position(first)
+    name_after_position(first)
     assert first.SerializeToString() == again
 
 
 def test_unused_operator_sets_are_dropped() -> None:
     model = renamed("1", 1)
-    _drop_unused_domains(model)
+    drop_unused_domains(model)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
