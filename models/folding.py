@@ -41,7 +41,7 @@ def fold_scales(network: keras.Model) -> keras.Model:
     for layer in folded.layers:
         layer.set_weights(network.get_layer(layer.name).get_weights())
     for name, scale in scales.items():
-        source = scale.input._keras_history.operation  # noqa: SLF001
+        source = scale.input._keras_history.operation
         target = folded.get_layer(source.name)
         if not isinstance(target, keras.layers.BatchNormalization | keras.layers.Conv2D):
             raise ValueError(
