@@ -17,9 +17,10 @@ after what every runtime does when it loads a file:
 - The image is uint8, one byte a value. The network scales it in float32, in an int8 file too, which then quantizes
   it; the outputs of an int8 file are float32 again. All else takes 4 bytes a value in float32 and 1 byte in int8.
 
-No allocation can do with less in that order. LiteRT's arena (without delegate) is equal to it in most networks; where
-it is larger, tensors of different sizes did not fit into each other's gaps, and each starts at a multiple of 64 bytes.
-Scratch memory of the operations is not in it, nor are the weights.
+No allocation can do with less in that order. LiteRT's arena (without delegate) is equal to it to the byte in most
+networks; where it is larger, by 6 and 11 % in two of those tried, tensors of different sizes did not fit into each
+other's gaps (`tests/integration/test_memory_arena.py`). Scratch memory of operations is not in it, such as the copied
+patches of a convolution (im2col) in LiteRT's kernels without XNNPACK, nor are the weights.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class _Operation:
         layer: The layer's name.
         reads: Buffers.
         writes: A buffer made for it.
-        in_place: Whether it may write over what it reads.
+        in_place: Whether it may write over what it reads, where all of that has the size of the result.
     """
 
     layer: str
@@ -324,7 +325,7 @@ def _alive(operations: Sequence[_Operation], owned_by_caller: Iterable[tuple[_Bu
 def _can_be_overwritten(buffer: _Buffer, operation: _Operation, index: int, owned: Iterable[int]) -> bool:
     return (
         operation.in_place
+        and all(read.size_bytes == operation.writes.size_bytes for read in operation.reads)
         and buffer.last == index
-        and buffer.size_bytes == operation.writes.size_bytes
         and id(buffer) not in owned
     )

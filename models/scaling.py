@@ -319,8 +319,7 @@ def _largest(ladder: Sequence[_Rung], budget: Budget) -> Member | None:
     below, above = -1, len(ladder)
     found = None
     while above - below > 1:
-        # The largest first: a generous budget takes it at once.
-        middle = above - 1 if above == len(ladder) else (below + above) // 2
+        middle = (below + above) // 2
         member = _member(ladder[middle], budget.precision)
         if all(getattr(member, name) <= limit for name, limit in budget.limits().items()):
             below, found = middle, member

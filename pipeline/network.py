@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -177,10 +178,8 @@ def save_fresh_network(name: str, path: Path, *, seed: int, options: dict[str, A
         raise InputError(f"{path} is no name for a Keras file: end it in .keras.")
     if path.exists():
         raise InputError(f"{path} is there already and may be trained: give another name, or remove it.")
-    models.resolve(models.find(name), **options)
-    import keras
-
-    keras.utils.set_random_seed(seed)
+    # Keras draws the seeds of its initializers from here; keras.utils.set_random_seed would load TensorFlow.
+    random.seed(seed)
     model = models.build(name, **options)
     # Beside it and renamed: nobody reads half a file.
     scratch = path.with_name(f".{path.stem}.{os.getpid()}.keras")
