@@ -41,18 +41,18 @@ def fold_scales(network: keras.Model) -> keras.Model:
     for layer in folded.layers:
         layer.set_weights(network.get_layer(layer.name).get_weights())
     for name, scale in scales.items():
-        source = scale.input._keras_history.operation  # noqa: SLF001
-        target = folded.get_layer(source.name)
-        if not isinstance(target, keras.layers.BatchNormalization | keras.layers.Conv2D):
-            raise ValueError(
-                f"Layer {name!r} follows {source.name!r}, a {type(source).__name__}, expected a Conv2D or a "
-                "BatchNormalization to fold it into."
-            )
+        source = next(layer for layer in network.layers if layer.output is scale.input)
+        match target := folded.get_layer(source.name):
+            case keras.layers.BatchNormalization():
+                changed = [target.gamma, target.beta]
+            case keras.layers.Conv2D():
+                changed = [target.kernel, *([target.bias] if target.use_bias else [])]
+            case _:
+                raise ValueError(
+                    f"Layer {name!r} follows {source.name!r}, a {type(source).__name__}, expected a Conv2D or a "
+                    "BatchNormalization to fold it into."
+                )
         factor = scale.scale if isinstance(scale, keras.layers.Rescaling) else keras.ops.reshape(scale.kernel, (-1,))
-        if isinstance(target, keras.layers.BatchNormalization):
-            changed = [target.gamma, target.beta]
-        else:
-            changed = [target.kernel, *([target.bias] if target.use_bias else [])]
         for weight in changed:
             weight.assign(weight * factor)
     return folded

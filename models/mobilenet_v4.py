@@ -108,9 +108,7 @@ def _universal(filters: int, *kernels_and_expansions: tuple[int, int, int]) -> t
     )
 
 
-def _with_attention(
-    blocks: tuple[UniversalBottleneck, ...], attention: Attention, *, last: int
-) -> tuple[Block, ...]:
+def _with_attention(blocks: tuple[UniversalBottleneck, ...], attention: Attention, *, last: int) -> tuple[Block, ...]:
     """The stage with attention before each of its `last` blocks."""
     first, rest = blocks[: len(blocks) - last], blocks[len(blocks) - last :]
     return (*first, *(block for universal in rest for block in (attention, universal)))
@@ -326,10 +324,14 @@ def _place(x: keras.KerasTensor, block: Block, placed: _Placed) -> keras.KerasTe
     """One block of the table."""
     match block:
         case Convolution():
-            filters = make_divisible(block.filters * placed.width)
             return conv_batch_norm(
-                x, filters, placed.style, kernel_size=block.kernel_size, stride=placed.stride, name=f"{placed.name}_conv"
-            )  # fmt: skip
+                x,
+                make_divisible(block.filters * placed.width),
+                placed.style,
+                kernel_size=block.kernel_size,
+                stride=placed.stride,
+                name=f"{placed.name}_conv",
+            )
         case FusedBottleneck():
             return fused_inverted_residual(
                 x,

@@ -193,7 +193,7 @@ def build_reference(
         width: Multiplier on the number of channels.
         weights: None for random weights, with the statistics of ImageNet's pixels where the network normalizes
             them itself; `imagenet` to fetch them, for 1,000 classes and a resolution of the `Reference`; or the
-            path of a file of weights.
+            path of a file as Keras fetches it.
 
     Returns:
         A model from pixels, float32 `(batch, height, width, 3)`, in the range that it expects (`Reference.external`)
@@ -241,12 +241,44 @@ def copy_from_reference(reference: keras.Model, network: keras.Model, name: str,
             differently; the message names the layer.
     """
     found = find_reference(name)
+    tensors = _fit_layers(reference, network, found.rules, head=head)
     _check_preprocessing(reference, network, found)
-    pairs = _pair_layers(reference, network, found.rules, head=head)
-    tensors = [(ours, _fitting_tensors(theirs, ours)) for theirs, ours in pairs]
     for layer, arrays in tensors:
         layer.set_weights(arrays)
     return sum(len(arrays) for _, arrays in tensors)
+
+
+def set_reference_weights(model: keras.Model, tensors: Mapping[str, Sequence[FloatArray]]) -> None:
+    """Sets all weights of a network of `keras.applications` by the names of its layers.
+
+    Args:
+        model: As `build_reference` makes it.
+        tensors: The weights of each layer.
+
+    Raises:
+        ValueError: If a layer is missing, left over, or has other shapes.
+    """
+    layers = {layer.name: layer for layer in model.layers if layer.weights}
+    for name, layer in layers.items():
+        # Normalizations of pixels are numbered anew in each process.
+        arrays = tensors.get(name) or next((tensors[other] for other in tensors if _is_pixels(name, other)), None)
+        expected = [tuple(weight.shape) for weight in layer.weights]
+        received = None if arrays is None else [np.shape(array) for array in arrays]
+        if received != expected:
+            raise ValueError(
+                f"Layer {name!r} has the shapes {_text(received) if received else 'of no weights'}, expected "
+                f"{_text(expected)} as in {model.name!r}."
+            )
+        layer.set_weights(arrays)
+    left_over = [name for name in tensors if name not in layers and not any(_is_pixels(own, name) for own in layers)]
+    if left_over:
+        raise ValueError(f"Layer {left_over[0]!r} is left over: {model.name!r} has none of this name.")
+    _set_pixel_statistics(model, is_trained=True)
+
+
+def _is_pixels(name: str, other: str) -> bool:
+    """Whether both are names that Keras gives to normalizations of pixels."""
+    return all(re.fullmatch(r"normalization(_\d+)?", text) for text in (name, other))
 
 
 def weighted_layers(model: keras.Model) -> list[keras.layers.Layer]:
@@ -256,17 +288,17 @@ def weighted_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in model.layers if layer.weights and not isinstance(layer, keras.layers.Normalization)]
 
 
-def _pair_layers(
+def _fit_layers(
     reference: keras.Model, network: keras.Model, rules: _Rules, *, head: bool
-) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Their layers, each with ours.
+) -> list[tuple[keras.layers.Layer, list[FloatArray]]]:
+    """Our layers, each with the weights that their layer has for it.
 
     Raises:
-        ValueError: If a layer of either side is left over.
+        ValueError: If a layer of either side is left over, or two don't fit; the first in their network is named.
     """
     ours = {layer.name: layer for layer in weighted_layers(network)}
     blocks: list[str] = []
-    pairs = []
+    fitted = []
     for layer in weighted_layers(reference):
         names = _our_names(layer.name, rules, blocks)
         present = [name for name in names if name in ours]
@@ -280,7 +312,8 @@ def _pair_layers(
                 f"Layer {layer.name!r} ({type(layer).__name__}) of {reference.name!r} is left over: {wanted}. Expected "
                 f"the layers of {network.name!r} as it was built, in particular with the same gates and depth."
             )
-        pairs.append((layer, ours.pop(present[0])))
+        own = ours.pop(present[0])
+        fitted.append((own, _fitting_tensors(layer, own)))
     if not head:
         ours.pop(HEAD, None)
     if ours:
@@ -289,7 +322,7 @@ def _pair_layers(
             f"Layer {missing!r} of {network.name!r} gets no weights: {reference.name!r} has no layer for it. Expected "
             "the same architecture, in particular the same gates and depth."
         )
-    return pairs
+    return fitted
 
 
 def _our_names(theirs: str, rules: _Rules, blocks: list[str]) -> tuple[str, ...]:

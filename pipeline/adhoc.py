@@ -75,7 +75,8 @@ def benchmark_models(
         if path.is_file() and path.suffix.lower() in _SUFFIXES:
             cases.append(_case(path, str(path), num_threads=num_threads, input_shapes=shapes))
             continue
-        recipe = _recipe(path, description, data={"source": "random"}, export={"precisions": ["float32"]})
+        own = description if len(paths) == 1 else _without_names(description)
+        recipe = _recipe(path, own, data={"source": "random"}, export={"precisions": ["float32"]})
         result = run_recipe(recipe, store, devices=[profile.name], until="export", tell=tell)
         for error in result.failures:
             tell({"warning": error.message})
@@ -312,6 +313,12 @@ def _recipe(path: Path, description: ModelDescription, **sections: Any) -> Recip
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InputError(f"{path} can't be used so: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _without_names(description: ModelDescription) -> ModelDescription:
+    """Returns what is said of any model; inputs by name may be another model's, of several side by side."""
+    kept = tuple(each for each in description.inputs if each.name is None)
+    return description.model_copy(update={"inputs": kept})
 
 
 def _case(

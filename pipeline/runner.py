@@ -182,7 +182,7 @@ def reachable_exports(recipe: Recipe, model: OwnModelConfig) -> list[tuple[Targe
         refused = [precision for precision in recipe.export.precisions if precision not in possible]
         if "precisions" in chosen and refused:
             raise InputError(
-                f"export.precisions names {refused[0]}, but {target} makes {', '.join(possible)} from a {TITLES[kind]}."
+                f"export.precisions names {refused[0]}, but {target} makes {', '.join(possible)} from {TITLES[kind]}."
             )
         found += [(target, precision) for precision in recipe.export.precisions if precision in possible]
     if not found:

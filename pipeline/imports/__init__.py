@@ -12,7 +12,7 @@ from pipeline.errors import EdgeshipError, ModelFileError
 from pipeline.imports.base import Imported, Importer, one_line, printable
 from pipeline.imports.checks import check_image_input
 from pipeline.imports.description import InputDescription, ModelDescription, OutputDescription
-from pipeline.imports.formats import TITLES, ModelFormat, format_of, model_fingerprint
+from pipeline.imports.formats import TITLES, ModelFormat, format_of, model_files, model_fingerprint
 from pipeline.imports.keras import import_keras
 from pipeline.imports.onnx import import_onnx
 from pipeline.imports.openvino import import_openvino
@@ -85,5 +85,6 @@ __all__ = [
     "format_of",
     "import_model",
     "import_with_parameters",
+    "model_files",
     "model_fingerprint",
 ]

@@ -18,6 +18,9 @@ WEIGHTS = "model.onnx.data"
 MAX_BYTES = 2**31 - 2**20
 """Of one protocol buffer, with room for what is not weights."""
 
+_INSIDE_BYTES = 256
+"""Constants up to this size, such as the shapes of reshapes, stay in a model whose weights lie outside."""
+
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.preview"}
 _PASSES_ON = {"Identity", "Cast", "Reshape", "Squeeze", "Flatten", "DequantizeLinear", "QuantizeLinear"}
 _FLOAT_TYPES = {1, 10, 11, 16}  # TensorProto.FLOAT, FLOAT16, DOUBLE, BFLOAT16
@@ -57,7 +60,11 @@ def import_onnx(path: Path, out_dir: Path, description: ModelDescription) -> Imp
         _infer_and_check(model, onnx)
     target = out_dir / MODEL
     onnx.save(
-        model, str(target), save_as_external_data=not small, location=None if small else WEIGHTS, size_threshold=1024
+        model,
+        str(target),
+        save_as_external_data=not small,
+        location=None if small else WEIGHTS,
+        size_threshold=_INSIDE_BYTES,
     )
     if not small:
         _infer_and_check(target, onnx)

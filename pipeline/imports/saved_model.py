@@ -30,14 +30,14 @@ def import_saved_model(path: Path, out_dir: Path, description: ModelDescription)
     signature = _only_signature(loaded)
     _refuse_python(signature)
     _, specs = signature.structured_input_signature
-    original = list(specs)
+    original = sorted(specs)  # the file keeps no order
     names = argument_names(original)
     found = [
         FoundTensor(name, specs[known].dtype.name, _shape(specs[known]), known_as=(known,))
         for name, known in zip(names, original, strict=True)
     ]
     inputs = resolve_inputs(found, description)
-    given = list(signature.structured_outputs)
+    given = sorted(signature.structured_outputs)
     outputs = argument_names(given)
 
     def call(values: Mapping[str, Any]) -> dict[str, Any]:

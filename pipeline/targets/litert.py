@@ -13,7 +13,7 @@ from pipeline.errors import StageError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.signature import SourceFormat
 from pipeline.targets.base import GraphSummary, Reach, check_interface, check_source_precision
-from pipeline.targets.tensorflow_graph import static_saved_model
+from pipeline.targets.tensorflow_graph import control_flow, static_saved_model
 from pipeline.targets.tflite_file import TFLiteFile
 
 _ALL = ("float32", "float16", "int8")
@@ -22,17 +22,16 @@ _NO_CONVERTER = (
     "file that it was made from"
 )
 _MISSING_KERNEL = (
-    re.compile(r"error: '([\w.]+)' op is neither a custom op nor a flex op"),
-    re.compile(r"(?m)^\s*(tf\.\w+)\(tensor"),
-    re.compile(r"Some ops are not supported by the native TFLite runtime[^:]*:?\s*(?:Flex ops: )?((?:Flex)?\w+)"),
-    re.compile(r"Flex ops: ((?:Flex\w+(?:, )?)+)"),
+    re.compile(r"'([\w.]+)' op is neither a custom op nor a flex op"),
+    re.compile(r"failed to legalize operation '([\w.]+)'"),
+    re.compile(r"Flex ops: ((?:\w+(?:, )?)+)"),
     re.compile(r"Custom ops: ((?:\w+(?:, )?)+)"),
 )
-_MISSING_INT8 = (
-    re.compile(r"Quantization not yet supported for op: '?(\w+)"),
-    re.compile(r"error: '([\w.]+)' op quantization"),
-    re.compile(r"'([\w.]+)' op does not support quantiz"),
-)
+_MISSING_INT8 = (re.compile(r"Quantization not yet supported for op: '?(\w+)"),)
+
+
+_NO_INT8 = "LiteRT has no int8 kernel for {}. Leave int8 out, or replace it in the model."
+_NO_BUILTIN = "LiteRT has no builtin operation for {}. Replace it in the model, or choose other targets."
 
 
 class LiteRTTarget:
@@ -80,6 +79,9 @@ class LiteRTTarget:
 def _convert(source: ModelSource, precision: str, calibration: Calibration, scratch: Path) -> bytes:
     import tensorflow as tf
 
+    loops = control_flow(source) if precision == "int8" else ()
+    if loops:  # the calibration would end the process
+        raise StageError(_NO_INT8.format(", ".join(loops)) + " A loop over time (GRU, LSTM) is a While.")
     saved_model, key = static_saved_model(source, scratch)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[key])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -92,17 +94,14 @@ def _convert(source: ModelSource, precision: str, calibration: Calibration, scra
         converter.representative_dataset = lambda: iter(calibration)
     try:
         content: bytes = converter.convert()
-    except (tf.errors.OpError, ValueError, RuntimeError, TypeError, AttributeError, SystemError) as error:
+    except Exception as error:  # the converter's own error is private, and others pass through it
         raise StageError(_explain(str(error), precision), details=str(error)) from error
     return content
 
 
 def _explain(message: str, precision: str) -> str:
     """Returns what the converter's message, which is long, says about which operation."""
-    for patterns, lack in (
-        (_MISSING_INT8, "LiteRT has no int8 kernel for {}. Leave int8 out, or replace it in the model."),
-        (_MISSING_KERNEL, "LiteRT has no builtin operation for {}. Replace it in the model, or choose other targets."),
-    ):
+    for patterns, lack in ((_MISSING_INT8, _NO_INT8), (_MISSING_KERNEL, _NO_BUILTIN)):
         names = {name for pattern in patterns for found in pattern.findall(message) for name in found.split(", ")}
         if names:
             return lack.format(", ".join(sorted(names)))
@@ -133,7 +132,8 @@ def _requantize(source: ModelSource, precision: str, calibration: Calibration, p
 
 def _quantized(path: Path, file: TFLiteFile, precision: str, calibration: Calibration) -> bytes:
     """Returns the file with float16 weights, or with int8 weights and activations."""
-    from ai_edge_quantizer import algorithm_manager, quantizer, recipe
+    from ai_edge_quantizer import algorithm_manager, calibrator, quantizer, recipe, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
 
     names = file.tensor_names()
     key = file.signature_key()
@@ -145,12 +145,20 @@ def _quantized(path: Path, file: TFLiteFile, precision: str, calibration: Calibr
             result = tool.quantize(enable_progress_report=False)
         else:
             tool.load_quantization_recipe(recipe.static_wi8_ai8())
+            for end in ("INPUT", "OUTPUT"):  # which keep the types of the signature
+                tool.update_quantization_recipe(
+                    regex=".*", operation_name=end, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+                )
             samples = [
                 sample if key is not None else {names[name]: value for name, value in sample.items()}
                 for sample in calibration
             ]
-            ranges = tool.calibrate({key: samples}, num_threads=1)
-            result = tool.quantize(ranges, enable_progress_report=False)
+            # The tool's own `calibrate` averages over the samples, so that larger values are clipped.
+            recipes = recipe_manager.RecipeManager()
+            recipes.load_quantization_recipe(tool.get_quantization_recipe())
+            ranges = calibrator.Calibrator(str(path), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+            ranges.calibrate({key: samples}, recipes)
+            result = tool.quantize(ranges.get_model_qsvs(), enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError) as error:
         raise StageError(
             f"ai-edge-quantizer can't make {precision} of {path.name}: {' '.join(str(error).split())[:500]}",

@@ -48,13 +48,7 @@ def find_endpoint(source: ModelSource) -> Endpoint:
     Raises:
         StageError: It has none.
     """
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    path = source.path / "saved_model.pb"
-    if not path.is_file():
-        raise StageError(f"{source.path} is no SavedModel: it holds no saved_model.pb. Export the model again.")
-    model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
-    known = dict(model.meta_graphs[0].signature_def)
+    known = dict(_meta_graph(source).signature_def)
     inputs = {tensor.name: tensor.shape for tensor in source.signature.inputs}
     outputs = {tensor.name for tensor in source.signature.outputs}
     for key in sorted(known, key=lambda key: (_PREFERRED.index(key) if key in _PREFERRED else len(_PREFERRED), key)):
@@ -75,6 +69,31 @@ def find_endpoint(source: ModelSource) -> Endpoint:
     )
 
 
+def control_flow(source: ModelSource) -> tuple[str, ...]:
+    """Returns the kinds of loops and branches in the SavedModel, such as `While`; a loop over time is one."""
+    endpoint = find_endpoint(source)
+    # What functions hold that this signature never calls is told apart only by loading, which takes seconds.
+    if not _control_flow_in(_meta_graph(source).graph_def):
+        return ()
+    _loaded, function = _static_function(source, endpoint.key)
+    with _reported():
+        return _control_flow_in(function.get_concrete_function().graph.as_graph_def())
+
+
+def _control_flow_in(graph_def: Any) -> tuple[str, ...]:
+    kinds = {node.op.removeprefix("Stateless") for nodes in _bodies(graph_def) for node in nodes}
+    return tuple(sorted(kinds & {"While", "If", "Case"}))
+
+
+def _meta_graph(source: ModelSource) -> Any:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = source.path / "saved_model.pb"
+    if not path.is_file():
+        raise StageError(f"{source.path} is no SavedModel: it holds no saved_model.pb. Export the model again.")
+    return saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs[0]
+
+
 def static_saved_model(source: ModelSource, scratch: Path) -> tuple[Path, str]:
     """Returns a SavedModel whose inputs have fixed shapes, and the name of the one signature to take.
 
@@ -89,6 +108,10 @@ def static_saved_model(source: ModelSource, scratch: Path) -> tuple[Path, str]:
         return source.path, endpoint.key
     module = tf.Module()
     module.loaded, module.function = _static_function(source, endpoint.key)
+    with _reported():
+        if _has_lists(module.function.get_concrete_function().graph.as_graph_def()):
+            module = tf.Module()
+            module.function = _function_of(frozen_graph(source), source)
     path = scratch / "static_saved_model"
     with _reported():
         tf.saved_model.save(module, str(path), signatures={"serving_default": module.function})
@@ -112,6 +135,7 @@ def frozen_graph(source: ModelSource) -> FrozenGraph:
         for node in graph_def.node:
             if node.op == "Placeholder" and node.name in captured:
                 _make_constant(node, captured[node.name])
+        _fix_lists(graph_def)
     inputs = tuple(tensor.name for tensor in concrete.inputs[: len(source.signature.inputs)])
     # Structured outputs of a function are in the order of their names.
     order = sorted(tensor.name for tensor in source.signature.outputs)
@@ -143,6 +167,66 @@ def _static_function(source: ModelSource, key: str) -> tuple[Any, Any]:
         autograph=False,  # which would leave its copy of this code among the temporary files
     )
     return loaded, function
+
+
+_LISTS = {"TensorListReserve": 0, "EmptyTensorList": 0, "TensorListFromTensor": 1, "TensorListStack": 1}
+"""Operations on lists of tensors, as loops over time have them: which input is the shape of an element."""
+
+
+def _has_lists(graph_def: Any) -> bool:
+    nodes = (node for nodes in _bodies(graph_def) for node in nodes)
+    return any(node.op in _LISTS for node in nodes)
+
+
+def _bodies(graph_def: Any) -> list[Any]:
+    return [graph_def.node, *(function.node_def for function in graph_def.library.function)]
+
+
+def _fix_lists(graph_def: Any) -> None:
+    """Gives the elements of lists the batch of 1, where the model was traced with any batch.
+
+    The lists' shapes are constants, so that a fixed shape of the inputs does not reach them by itself, and the
+    TFLite converter can't lower lists whose elements have no fixed shape.
+    """
+    import tensorflow as tf
+
+    for nodes in _bodies(graph_def):
+        constants = {node.name: node for node in nodes if node.op == "Const"}
+        added = []
+        for node in nodes:
+            at = _LISTS.get(node.op)
+            constant = None if at is None else constants.get(node.input[at].split(":")[0])
+            if at is None or constant is None:
+                continue
+            shape = tf.make_ndarray(constant.attr["value"].tensor)
+            if shape.ndim == 1 and len(shape) > 1 and shape[0] == -1 and (shape[1:] > 0).all():
+                fixed = type(node)()
+                fixed.CopyFrom(constant)
+                fixed.name = f"{node.name}/static_element_shape"
+                fixed.attr["value"].tensor.CopyFrom(tf.make_tensor_proto([1, *shape[1:].tolist()], shape.dtype))
+                node.input[at] = fixed.name + (":output:0" if ":" in node.input[at] else "")
+                added.append(fixed)
+        nodes.extend(added)
+
+
+def _function_of(frozen: FrozenGraph, source: ModelSource) -> Any:
+    """Returns a frozen graph as a function, with the names of the signature."""
+    import tensorflow as tf
+
+    names = [tensor.name for tensor in source.signature.outputs]
+    wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(frozen.graph_def, name=""), [])
+    pruned = wrapped.prune(list(frozen.inputs), list(frozen.outputs))
+
+    def call(*values: Any) -> dict[str, Any]:
+        return dict(zip(names, pruned(*values), strict=True))
+
+    return tf.function(
+        call,
+        input_signature=[
+            tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in source.signature.inputs
+        ],
+        autograph=False,
+    )
 
 
 def _make_constant(node: Any, value: Any) -> None:

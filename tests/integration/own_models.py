@@ -2,12 +2,14 @@
 
     python own_models.py DIRECTORY NAME...
 
-writes for each a SavedModel `saved_model`, its `signature.json`, `inputs.npz` with 32 samples for each input, and
-`outputs.npz` with what Keras answers.
+writes for each a SavedModel `saved_model` with a free batch, its `signature.json`, `inputs.npz` with 32 samples for
+each input, and `outputs.npz` with what Keras answers. Then it exports it by the plan of its name in `PLANS`, runs the
+files through the board's runners, and writes a list of records into `results.json`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from pipeline.signature import InputTensor, OutputTensor, Signature
+from devices.board.runners import RUNNERS
+from pipeline.errors import StageError
+from pipeline.model_source import Calibration, ModelSource
+from pipeline.signature import InputTensor, OutputTensor, Signature, read_signature
+from pipeline.targets import TARGETS
 
 COUNT = 32
 
@@ -97,6 +103,19 @@ def two_by_two() -> Any:
     return keras.Model([right, left], {"near": near, "far": far})
 
 
+def with_operation(operation: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A small convolutional network with one operation that not all runtimes have."""
+
+    def build() -> Any:
+        image = keras.Input((16, 16, 3), name="image")
+        x = keras.layers.Conv2D(8, 3, activation="tanh")(image)
+        x = operation(x * 0.5)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        return keras.Model(image, keras.layers.Dense(4, name="scores")(x))
+
+    return build
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "mobilenet_v3_small": application("MobileNetV3Small", 64),
     "efficientnet_b0": application("EfficientNetB0", 64),
@@ -109,6 +128,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "autoencoder": autoencoder,
     "generator": generator,
     "two_by_two": two_by_two,
+    "erfinv": with_operation(keras.ops.erfinv),
 }
 
 
@@ -172,8 +192,83 @@ def write(name: str, directory: Path) -> None:
     np.savez(directory / "outputs.npz", **answers)
 
 
+RUNTIMES = ("litert", "onnxruntime", "openvino")
+FLOATS = tuple(("saved_model", target, "float32") for target in RUNTIMES)
+INTEGERS = tuple(("saved_model", target, "int8") for target in RUNTIMES)
+FROM_FILES = (
+    ("onnx", "onnxruntime", "float32"),
+    ("onnx", "onnxruntime", "int8"),
+    ("onnx", "openvino", "float32"),
+    ("tflite", "litert", "float32"),
+    ("tflite", "litert", "float16"),
+    ("tflite", "litert", "int8"),
+    ("tflite", "onnxruntime", "float32"),
+    ("tflite", "openvino", "float32"),
+    ("openvino", "openvino", "float32"),
+    ("openvino", "openvino", "int8"),
+)
+BIG_FROM_FILES = (("onnx", "onnxruntime", "int8"), ("openvino", "openvino", "int8"))
+AGAIN = tuple((f"again {source}", target, precision) for source, target, precision in (*FLOATS, *INTEGERS))
+
+PLANS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "mobilenet_v3_small": (*FLOATS, ("saved_model", "litert", "int8"), *BIG_FROM_FILES),
+    "efficientnet_b0": (*FLOATS, *BIG_FROM_FILES),
+    "nasnet_mobile": FLOATS,
+    "densenet121": FLOATS,
+    "convnext_tiny": FLOATS,
+    "convolution_1d": (*FLOATS, *INTEGERS, *FROM_FILES),
+    "gru": (*FLOATS, *INTEGERS, ("onnx", "openvino", "float32"), ("tflite", "openvino", "float32")),
+    "lstm": (*FLOATS, ("onnx", "openvino", "float32")),
+    "autoencoder": (*FLOATS, *INTEGERS, *FROM_FILES),
+    "generator": (*FLOATS, *INTEGERS, *FROM_FILES),
+    "two_by_two": (*FLOATS, *INTEGERS, *FROM_FILES, *AGAIN),
+    "erfinv": FLOATS,
+}
+"""For each: source format, target, precision. Files are the float32 exports; `again` exports a second time."""
+
+
+def export(plan: tuple[str, str, str], directory: Path) -> dict[str, Any]:
+    """Exports by one line of a plan and compares the answers with Keras's."""
+    source_format, target, precision = plan
+    signature = read_signature(directory)
+    source = directory
+    if source_format in ("onnx", "tflite", "openvino"):
+        made_by = {"onnx": "onnxruntime", "tflite": "litert", "openvino": "openvino"}[source_format]
+        source = directory / "exports" / "saved_model" / made_by / "float32"
+        name = f"model{TARGETS[made_by].suffix}"
+        signature = signature.model_copy(update={"source": source_format, "model": name})
+    folder = directory / "exports" / source_format / target / precision
+    folder.mkdir(parents=True)
+    with np.load(directory / "inputs.npz") as archive:
+        inputs = dict(archive)
+    with np.load(directory / "outputs.npz") as archive:
+        expected = dict(archive)
+    record: dict[str, Any] = {"source": source_format, "target": target, "precision": precision}
+    try:
+        path = TARGETS[target].export(ModelSource(source, signature), precision, Calibration(signature, inputs), folder)
+    except StageError as error:
+        return {**record, "error": error.message}
+    runner = RUNNERS[target]()
+    runner.load(str(path), num_threads=1)
+    described = runner.describe()
+    answers: dict[str, list[Any]] = {tensor["name"]: [] for tensor in described["outputs"]}
+    for row in range(8):
+        fed = [np.ascontiguousarray(inputs[tensor["name"]][row : row + 1]) for tensor in described["inputs"]]
+        for tensor, answer in zip(described["outputs"], runner.infer(fed), strict=True):
+            answers[tensor["name"]].append(np.array(answer))
+    differences = {name: np.concatenate(rows) - expected[name][:8] for name, rows in answers.items()}
+    return {
+        **record,
+        "graph": TARGETS[target].inspect(path).to_dict(),
+        "worst": max(float(np.abs(rows).max() / np.ptp(expected[name])) for name, rows in differences.items()),
+        "noise": max(float(np.sqrt((rows**2).mean()) / np.ptp(expected[name])) for name, rows in differences.items()),
+        "files": sorted(file.name for file in folder.iterdir()),
+    }
+
+
 if __name__ == "__main__":
     for chosen in sys.argv[2:]:
-        folder = Path(sys.argv[1]) / chosen
-        folder.mkdir(parents=True)
-        write(chosen, folder)
+        place = Path(sys.argv[1]) / chosen
+        place.mkdir(parents=True)
+        write(chosen, place)
+        (place / "results.json").write_text(json.dumps([export(line, place) for line in PLANS[chosen]]))
