@@ -161,18 +161,20 @@ def loop_model(prefix: str) -> Any:
 
 def test_names_and_order_depend_on_the_graph_alone_also_inside_loops() -> None:
     import onnx
-    from onnx.reference import ReferenceEvaluator
+    import onnxruntime
+
+    def answer(model: Any) -> Any:
+        (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": np.ones((1, 4), np.float32)})
+        return found
 
     first, second = loop_model("a"), loop_model("b")
-    x = np.ones((1, 4), np.float32)
-    (before,) = ReferenceEvaluator(first).run(None, {"x": x})
+    before = answer(first)
     for model in (first, second):
         name_after_position(model)
         onnx.checker.check_model(model, full_check=True)
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
-    (after,) = ReferenceEvaluator(first).run(None, {"x": x})
-    np.testing.assert_array_equal(after, before)
-    np.testing.assert_array_equal(after, [[5, 8, 11, 14]])
+    np.testing.assert_array_equal(answer(first), before)
+    np.testing.assert_array_equal(before, [[5, 8, 11, 14]])
 
 
 def external(folder: Path) -> ModelSource:
