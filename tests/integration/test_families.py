@@ -105,8 +105,8 @@ def allowed(case: FamilyCase, target: str, precision: str) -> dict[str, int]:
 
     A network on images casts them once. LiteRT computes channels last and needs no transpose; the other two need one
     for the image, and for attention, whose rows are channels last, four more, and ONNX a fifth for the keys. Attention
-    makes rows of queries, keys and values, and a map of the result. A pooled map becomes a vector. OpenVINO's int8 files
-    have a cast for each weight, which is computed when the file is loaded.
+    makes rows of queries, keys and values, and a map of the result. A pooled map becomes a vector. OpenVINO's int8
+    files have a cast for each weight, which is computed when the file is loaded.
     """
     images = models.MODELS[case.name].input_kind == "image"
     transposes = {"litert": 0, "onnxruntime": 1 + 5 * case.attentions, "openvino": 1 + 4 * case.attentions}[target]
