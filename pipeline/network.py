@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 import models
+from models.pretrained import IMAGENET
 from models.scaling import compound_scaling
 from pipeline.errors import InputError, StageError
 from pipeline.stages.base import FrozenConfig
@@ -110,6 +112,29 @@ class ModelConfig(NetworkOptions):
             scaling = compound_scaling(self.phi)
             chosen |= {"width": scaling.width, "depth": scaling.depth}
         return chosen
+
+
+def weights_fingerprint(weights: str) -> str:
+    """Returns what stands for weights in a key: `imagenet`, or the digest of the files at a path.
+
+    Raises:
+        InputError: There is nothing, or it can't be read.
+    """
+    if weights == IMAGENET:
+        return IMAGENET
+    path = Path(weights).expanduser()
+    files = [path / name for name in (NETWORK_FILE, WEIGHTS_FILE)] if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise InputError(
+            f"model.weights is {weights}, but {error.filename or path} can't be read ({error.strerror or error}): "
+            f"expected imagenet, a .keras file, a .weights.h5 file, or an artifact of train or calibrate."
+        ) from error
+    return digest.hexdigest()
 
 
 def build_network(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> keras.Model:

@@ -91,6 +91,8 @@ class Recipe(FrozenConfig):
                 f"export.targets names fake, which runs the network fake alone, but model.name is "
                 f"{name}: leave fake out."
             )
+        if self.train.epochs == 0 and self.model.weights is None:
+            raise ValueError("train.epochs is 0, but model.weights is not given: train, or name weights to take as is.")
         if min(data.size) < MIN_RESOLUTION:
             raise ValueError(
                 f"data.size is {list(data.size)}, but {name} takes at least {MIN_RESOLUTION} pixels "

@@ -79,7 +79,9 @@ class Workplace:
     def python(self, code: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Outcome:
         return self.execute([sys.executable, "-c", code, *map(str, arguments)], env=env)
 
-    def execute(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Outcome:
+    def execute(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 120
+    ) -> Outcome:
         done = subprocess.run(
             command,
             check=False,
@@ -87,7 +89,7 @@ class Workplace:
             env=clean_environment(env),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout_s,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -131,6 +133,12 @@ def _finished_directory(_seed_directory: Path, tmp_path_factory: pytest.TempPath
 def workplace(_seed_directory: Path, tmp_path: Path) -> Workplace:
     """With an empty store."""
     return Workplace(Path(shutil.copytree(_seed_directory, tmp_path / "place")))
+
+
+@pytest.fixture(scope="module")
+def module_workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """An empty directory that all tests of a module share."""
+    return Workplace(tmp_path_factory.mktemp("module"))
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ WRONG_TYPES = [
     Refused("NaN", BASE + "train:\n  learning_rate: .nan\n", ["line 9", "finite"]),
     Refused("infinity", BASE + "train:\n  learning_rate: .inf\n", ["line 9", "finite"]),
     Refused("three sizes", BASE.replace("[32, 32]", "[32, 32, 3]"), ["line 4", "data.size"]),
-    Refused("too small", BASE + "train:\n  epochs: 0\n", ["train.epochs is 0", "greater than or equal to 1"]),
+    Refused("too small", BASE + "train:\n  epochs: -1\n", ["train.epochs is -1", "greater than or equal to 0"]),
     Refused("long value is cut", BASE + f"train:\n  epochs: {'x' * 500}\n", ["x...: expected a whole number"]),
     Refused("tag", BASE + "train: !!python/object:os.system {}\n", ["line 8", "train is tagged", "python/object"]),
     Refused("tagged scalar", BASE + "train:\n  epochs: !foo 3\n", ["line 9", "train.epochs is tagged !foo"]),
@@ -154,6 +154,7 @@ MODEL_FORMS = [
     Refused("unknown family", BUDGET.replace("mobilenet_v2", "mobilnet_v2"), ["model.family", "mean 'mobilenet_v2'?"]),
     Refused("phi without compound scaling", BASE.replace("width: 0.35", "phi: 1"), ["no compound scaling"]),
     Refused("depth", BASE.replace("width: 0.35", "depth: 2.0"), ["depth is 2.0", "no depth multiplier"]),
+    Refused("no epochs, no weights", BASE + "train: {epochs: 0}\n", ["train.epochs is 0", "not given"]),
     Refused("activation", BASE.replace("width: 0.35", "activation: mish"), ["model.activation", "hard_swish"]),
 ]
 
