@@ -217,7 +217,7 @@ def _layer_scale(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
     """A factor for each channel, learnt from 1e-5 (arXiv:2103.17239), as the layer `<name>_layer_scale`.
 
     A depthwise 1x1 convolution, because Keras has no layer of its own for it and a network of Keras' layers loads
-    anywhere. `models.folding.fold_scales` removes it from a trained network.
+    anywhere. `models.folding.fold_for_inference` removes it from a trained network.
     """
     import keras
 
@@ -285,7 +285,7 @@ def attention(x: keras.KerasTensor, block: Attention, placed: _Placed) -> keras.
 
     As the heads share keys and values, all queries are the rows of one matrix: two products of matrices, without a
     transposition of the large ones. The factor of a dot product is applied to the keys, the smallest of the tensors,
-    right after a convolution, into which `models.folding.fold_scales` folds it.
+    right after a convolution, into which `models.folding.fold_for_inference` folds it.
 
     Args:
         x: `(batch, height, width, channels)`.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import models
-from models.folding import fold_scales
+from models.folding import fold_for_inference
 from models.skeleton import without_weights
 
 
@@ -153,7 +153,7 @@ def test_layer_scales_start_at_1e_5() -> None:
 
 
 def test_folding_scales_changes_nothing(hybrid: Any) -> None:
-    folded = fold_scales(hybrid)
+    folded = fold_for_inference(hybrid)
     names = {layer.name for layer in folded.layers}
     removed = {layer.name for layer in hybrid.layers} - names
     assert len(removed) == sum(name.endswith("_layer_scale") for name in removed) + 8
@@ -162,24 +162,6 @@ def test_folding_scales_changes_nothing(hybrid: Any) -> None:
     expected = hybrid.predict_on_batch(images)
     assert np.ptp(expected, axis=0).max() > 1e-3 * np.ptp(expected)
     np.testing.assert_allclose(folded.predict_on_batch(images), expected, rtol=0, atol=1e-4 * np.ptp(expected))
-
-
-def test_a_network_without_scales_is_left_alone() -> None:
-    import keras
-
-    image = keras.Input((4, 4, 3), name="image")
-    network = keras.Model(image, keras.layers.ReLU()(image))
-    assert fold_scales(network) is network
-
-
-def test_a_scale_after_something_nonlinear_is_refused() -> None:
-    import keras
-
-    image = keras.Input((4, 4, 3), name="image")
-    x = keras.layers.ReLU(name="relu")(image)
-    network = keras.Model(image, keras.layers.DepthwiseConv2D(1, use_bias=False, name="x_layer_scale")(x))
-    with pytest.raises(ValueError, match="'x_layer_scale' follows 'relu', a ReLU"):
-        fold_scales(network)
 
 
 def test_it_loads_without_our_code(hybrid: Any, tmp_path: Path) -> None:
