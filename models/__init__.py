@@ -240,9 +240,7 @@ def describe(
         **asdict(count_cost(model)),
         "top1": top1,
         "dataset": spec.dataset,
-        "source": spec.source
-        if top1 is not None
-        else f"not published for this network as built here, in {spec.source}",
+        "source": _source(spec, top1),
         "options": {option: _choice(spec, option) for option in _OPTIONS},
     }
     return {**facts, "layers": _layers(model)} if with_layers else facts
@@ -327,6 +325,13 @@ _WORDS = {
     "drop_path": "stochastic depth",
     "early_stride": "variant for small images",
 }
+
+
+def _source(spec: NetworkSpec, top1: float | None) -> str:
+    """Where the accuracy was read, or why there is none."""
+    if top1 is not None or not spec.published:
+        return spec.source
+    return f"not published for this network as built here, in {spec.source}"
 
 
 _OPTIONS = ("width", "depth", "activation", "squeeze_excite", "drop_path", "early_stride")

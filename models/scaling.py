@@ -141,7 +141,8 @@ def parse_amount(text: str | float) -> int:
     """Reads an amount of multiply-adds, parameters or bytes.
 
     Args:
-        text: `60M`, `1.2G`, `3.5e6`, `500k` (powers of 1,000), `2MB` or `2 MiB` (powers of 1,024), or a number.
+        text: `60M`, `1.2G`, `3.5e6`, `500k` or `2MB` (powers of 1,000), `2.2 MiB` (powers of 1,024), or a number. What
+            a prefix leaves of a part of one is cut.
 
     Raises:
         ValueError: If it is none, or not a whole number above 0.
@@ -156,7 +157,7 @@ def parse_amount(text: str | float) -> int:
             "such as 60M, 1.2G or 2 MiB."
         )
     amount = Decimal(match["number"]) * _MULTIPLES[match["multiple"]]
-    if amount < 1 or amount != amount.to_integral_value():
+    if amount < 1 or (amount != int(amount) and not match["multiple"]):
         raise ValueError(f"{text!r} is {amount.normalize():f}, expected a whole number above 0.")
     return int(amount)
 

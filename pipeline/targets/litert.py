@@ -21,17 +21,16 @@ _NO_CONVERTER = (
     "no maintained converter leads from {} to TensorFlow Lite: give the Keras model, the SavedModel or the .tflite "
     "file that it was made from"
 )
-_MISSING_KERNEL = (
-    re.compile(r"'([\w.]+)' op is neither a custom op nor a flex op"),
-    re.compile(r"failed to legalize operation '([\w.]+)'"),
-    re.compile(r"Flex ops: ((?:\w+(?:, )?)+)"),
-    re.compile(r"Custom ops: ((?:\w+(?:, )?)+)"),
-)
-_MISSING_INT8 = (re.compile(r"Quantization not yet supported for op: '?(\w+)"),)
-
-
 _NO_INT8 = "LiteRT has no int8 kernel for {}. Leave int8 out, or replace it in the model."
 _NO_BUILTIN = "LiteRT has no builtin operation for {}. Replace it in the model, or choose other targets."
+_LACKS = (
+    (re.compile(r"Quantization not yet supported for op: '?(\w+)"), _NO_INT8),
+    (re.compile(r"'([\w.]+)' op is neither a custom op nor a flex op"), _NO_BUILTIN),
+    (re.compile(r"failed to legalize operation '([\w.]+)'"), _NO_BUILTIN),
+    (re.compile(r"Flex ops: ((?:\w+(?:, )?)+)"), _NO_BUILTIN),
+    (re.compile(r"Custom ops: ((?:\w+(?:, )?)+)"), _NO_BUILTIN),
+)
+"""What the converter's message says of an operation, most telling first, and what that means."""
 
 
 class LiteRTTarget:
@@ -101,8 +100,8 @@ def _convert(source: ModelSource, precision: str, calibration: Calibration, scra
 
 def _explain(message: str, precision: str) -> str:
     """Returns what the converter's message, which is long, says about which operation."""
-    for patterns, lack in ((_MISSING_INT8, _NO_INT8), (_MISSING_KERNEL, _NO_BUILTIN)):
-        names = {name for pattern in patterns for found in pattern.findall(message) for name in found.split(", ")}
+    for pattern, lack in _LACKS:
+        names = {name for found in pattern.findall(message) for name in found.split(", ")}
         if names:
             return lack.format(", ".join(sorted(names)))
     text = " ".join(message.split())

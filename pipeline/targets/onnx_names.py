@@ -11,10 +11,10 @@ _ARBITRARY = re.compile(r"^(StatefulPartitionedCall(_\d+)?/)+|__\d+")
 
 
 def name_after_position(model: Any) -> None:
-    """Names nodes, values and constants after their place in the graph, also in the bodies of loops and branches.
+    """Sorts nodes, and names them, values and constants after their place, also in the bodies of loops and branches.
 
-    tf2onnx numbers them by a counter whose order differs from one process to the next, and so would the file. The
-    inputs and outputs of the graph keep their names; a node keeps the part of its name that says which layer
+    tf2onnx numbers them by a counter and sorts them by sets, which differ from one time to the next, and so would the
+    file. The inputs and outputs of the graph keep their names; a node keeps the part of its name that says which layer
     it came from.
     """
     graph = model.graph
@@ -65,6 +65,7 @@ def _name_graph(graph: Any, new: dict[str, str], taken: set[str]) -> None:
         new: New names of what is defined already, by old name; those of this graph are added.
         taken: Node names that are in use.
     """
+    _sort_nodes(graph)
     constants = {constant.name: constant for constant in graph.initializer}
     in_order: dict[str, Any] = {}
 
@@ -98,8 +99,36 @@ def _name_graph(graph: Any, new: dict[str, str], taken: set[str]) -> None:
     _name_shapes(graph, new)
 
 
+def _sort_nodes(graph: Any) -> None:
+    """Puts each node right before the first that needs it, going back from the outputs of the graph."""
+    nodes = list(graph.node)
+    makers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    done: dict[int, None] = {}
+    for start in [*(makers[value.name] for value in graph.output if value.name in makers), *range(len(nodes))]:
+        waiting = [start]
+        while waiting:
+            index = waiting[-1]
+            needed = [makers[name] for name in _takes(nodes[index]) if name in makers and makers[name] not in done]
+            if index in done or not needed:
+                done[index] = None
+                waiting.pop()
+            else:
+                waiting.extend(reversed(needed))
+    ordered = [_copy(nodes[index]) for index in done]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _takes(node: Any) -> Iterator[str]:
+    """Yields what a node and its bodies refer to."""
+    yield from node.input
+    for body in subgraphs(node):
+        yield from _references(body)
+
+
 def _name_body(body: Any, outer: Mapping[str, str], prefix: str, taken: set[str]) -> None:
     new = dict(outer)
+    body.name = prefix
     for index, value in enumerate(body.input):
         new[value.name] = f"{prefix}.in{index}"
         value.name = new[value.name]

@@ -26,6 +26,10 @@ from pipeline.targets.tensorflow_graph import static_saved_model
 from pipeline.targets.tflite_file import TFLiteFile
 
 _NO_RULE = re.compile(r"No conversion rule found for operations: ([\w.:, -]+?)(?:\n|$| To facilitate)")
+_FAILED_RULE = re.compile(r"-- ([\w.:-]+) with a message")
+_NUMBERED = re.compile(r'(<layer id="\d+" name=")([A-Z][A-Za-z0-9]*)_(\d+)(?=["/])')
+"""The name of a layer that OpenVINO or NNCF made up, or what one was derived from."""
+
 _ALL = ("float32", "float16", "int8")
 
 
@@ -108,10 +112,26 @@ def _make(source: ModelSource, precision: str, calibration: Calibration, path: P
         if source.signature.source != "openvino":
             model.set_rt_info("", ["conversion_parameters", "input_model"])
         ov.save_model(model, str(path), compress_to_fp16=precision == "float16")
+        _number_anew(path)
     except StageError:
         raise
     except Exception as error:  # OpenVINO's and NNCF's errors have no common class
         raise StageError(_explain(str(error), precision), details=str(error)) from error
+
+
+def _number_anew(path: Path) -> None:
+    """Numbers the layers that OpenVINO numbers by a counter of the process by their place in the file instead."""
+    numbers: dict[tuple[str, str], int] = {}
+    counts: dict[str, int] = {}
+
+    def renamed(found: re.Match[str]) -> str:
+        kind, number = found[2], found[3]
+        if (kind, number) not in numbers:
+            counts[kind] = counts.get(kind, 0) + 1
+            numbers[kind, number] = counts[kind]
+        return f"{found[1]}{kind}_{numbers[kind, number]}"
+
+    path.write_text(_NUMBERED.sub(renamed, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _converted(source: ModelSource, scratch: Path) -> Any:
@@ -239,5 +259,11 @@ def _explain(message: str, precision: str) -> str:
     found = _NO_RULE.search(message)
     if found:
         return f"OpenVINO has no operation for {found[1].strip()}. Replace it in the model, or choose other targets."
+    failed = _FAILED_RULE.findall(message)
+    if failed:
+        return (
+            f"OpenVINO can't convert {', '.join(dict.fromkeys(failed))}. Give the model in another format, or choose "
+            f"other targets."
+        )
     text = " ".join(message.split())
     return f"OpenVINO can't make {precision} of the model: {text if len(text) <= 500 else f'{text[:500]}...'}"

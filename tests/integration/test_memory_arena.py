@@ -28,7 +28,7 @@ from pipeline.executor import child_environment
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the table at a size, or a graph of `GRAPHS`."""
+    """A network of the table at a size in pixels (0: its own), or a graph of `GRAPHS`."""
 
     id: str
     name: str
@@ -42,6 +42,9 @@ NETWORKS = [
     Network("v3-minimalistic", "mobilenet_v3_small_minimalistic", 64),
     Network("v4", "mobilenet_v4_conv_small", 64),
     Network("b0", "efficientnet_b0", 64),
+    Network("resnet8", "resnet8", 32),
+    Network("ds-cnn", "ds_cnn", 0),
+    Network("autoencoder", "dense_autoencoder", 0),
     Network("attention", "attention", 16),
     Network("ends", "ends", 16),
 ]
@@ -77,6 +80,8 @@ def ends(size):
 def build(name, size, activation):
     if name in ("attention", "ends"):
         return {"attention": attention, "ends": ends}[name](size)
+    if not size:
+        return models.build(name)
     return models.build(name, input_shape=(size, size, 3), num_classes=10, activation=activation)
 '''
 
@@ -192,6 +197,6 @@ def test_peak_activation_bytes_equal_the_arena(network: Network, precision: Prec
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("network", NETWORKS[:-2], ids=lambda network: network.id)
 def test_file_size_bytes_are_those_of_the_file(network: Network, precision: Precision, files: Path) -> None:
-    """Within 10 %: the graph itself is not in the estimate, and equal tables are stored once."""
+    """Within 10 %, or 16 KiB in a small file: the graph itself is not in the estimate."""
     written = (files / f"{network.id}.{precision}.tflite").stat().st_size
-    assert file_size_bytes(skeleton(network), precision=precision) == pytest.approx(written, rel=0.10)
+    assert file_size_bytes(skeleton(network), precision=precision) == pytest.approx(written, rel=0.10, abs=16 * 1024)

@@ -120,7 +120,6 @@ FILES = [
     )
 ]
 LOOPS = [
-    Case("gru", "onnx", "openvino", "float32"),
     Case("gru", "tflite", "openvino", "float32"),
     Case("lstm", "onnx", "openvino", "float32"),
 ]
@@ -141,7 +140,9 @@ def test_answers_are_those_of_keras(results: Results, case: Case) -> None:
     "case",
     [
         Case("gru", "saved_model", "litert", "int8", refused="LiteRT has no int8 kernel for While"),
-        Case("erfinv", "saved_model", "litert", "float32", refused="LiteRT has no builtin operation for tf.Erfinv"),
+        # Its ONNX reader takes no loop whose body hands on a value that it got.
+        Case("gru", "onnx", "openvino", "float32", refused="OpenVINO can't convert Loop"),
+        Case("erfinv", "saved_model", "litert", "float32", refused="LiteRT has no builtin operation for tf.Erfinv."),
         Case("erfinv", "saved_model", "onnxruntime", "float32", refused="ONNX has no operation for Erfinv"),
         Case("erfinv", "saved_model", "openvino", "float32", refused="OpenVINO has no operation for Erfinv"),
     ],

@@ -113,6 +113,7 @@ AMOUNTS = [
     AmountCase("2 MiB", 2 * 2**20),
     AmountCase("2MB", 2_000_000),
     AmountCase("0.5 GiB", 2**29),
+    AmountCase("2.2MiB", 2_306_867),
     AmountCase("512kib", 512 * 1024),
     AmountCase("640 B", 640),
     AmountCase(" 7 ", 7),

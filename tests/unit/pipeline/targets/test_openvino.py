@@ -32,7 +32,7 @@ CASES = [
 
 
 def xml_of(case: Case) -> str:
-    layers, edges = [], []
+    layers, edges, out_ports = [], [], []
 
     def layer(kind: str, inputs: list[int], data: str = "", names: str = "", shape: tuple[int, ...] = (1, 4)) -> int:
         number = len(layers)
@@ -43,9 +43,10 @@ def xml_of(case: Case) -> str:
             f'<layer id="{number}" name="{kind}{number}" type="{kind}">{data}<input>{ports}</input>{out}</layer>'
         )
         edges.extend(
-            f'<edge from-layer="{source}" from-port="0" to-layer="{number}" to-port="{index}"/>'
+            f'<edge from-layer="{source}" from-port="{out_ports[source]}" to-layer="{number}" to-port="{index}"/>'
             for index, source in enumerate(inputs)
         )
+        out_ports.append(len(inputs))
         return number
 
     source = layer("Parameter", [], names='names="image"')
