@@ -26,7 +26,7 @@ from pipeline.manifest import MANIFEST, Artifact, read_manifest
 from pipeline.recipe import Recipe
 from pipeline.runner import RunResult, make_artifact, run_recipe
 from pipeline.samples import split_samples
-from pipeline.signature import Signature, read_signature
+from pipeline.signature import Signature, image_signature, read_signature
 from pipeline.sources import DataConfig, RecipeData
 from pipeline.sources.samples import ArraysConfig
 from pipeline.stages.base import Tell
@@ -174,8 +174,7 @@ def evaluate_model(
         DeviceError: The device or the model can't be used.
     """
     size = image_size_of(path, description, store, tell) if _is_images(source) else None
-    imported = _imported(path, description, store, tell)
-    signature = read_signature(imported.directory)
+    signature = _signature_of(path, description, store, tell)
     config = _data_config(source, size, path, store)
     data = make_artifact(
         SamplesStage(source=config) if isinstance(config, ArraysConfig) else DataStage(source=config), store, tell
@@ -193,6 +192,7 @@ def evaluate_model(
                 f"convert and evaluate the file that the device runs."
             )
         stage = ReferenceStage(quantization=None, split=split)
+        imported = _imported(path, description, store, tell)
         judged = make_artifact(stage, store, tell, {"model": imported, "data": data})
         found, count = judged.manifest.metrics["quality"], judged.manifest.metrics["reference_samples"]
         device, precision, digest = "TensorFlow on this machine", "float32", imported.manifest.fingerprint
@@ -291,12 +291,21 @@ def image_size_of(path: Path, description: ModelDescription, store: ArtifactStor
     Raises:
         InputError: It takes no images, or can't be read.
     """
-    signature = read_signature(_imported(path, description, store, tell).directory)
+    signature = _signature_of(path, description, store, tell)
     shape = signature.inputs[0].shape
     size = (shape[1], shape[2]) if len(shape) == 4 and shape[3] in (1, 3) else tuple(shape[-2:])
     height, width = size if len(shape) == 4 else (0, 0)
     check_image_input(signature, (height, width))
     return height, width
+
+
+def _signature_of(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> Signature:
+    if path.suffix == TARGETS["fake"].suffix:  # of the stand-in, which nothing imports
+        summary = inspect_model(path)
+        _, height, width, channels = summary.inputs[0].shape
+        shape = (height, width, channels)
+        return image_signature(shape, summary.outputs[0].shape[-1], source="fake", model=path.name)
+    return read_signature(_imported(path, description, store, tell).directory)
 
 
 def _imported(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> Artifact:
