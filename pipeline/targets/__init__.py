@@ -27,7 +27,7 @@ def reachable(source: SourceFormat) -> dict[TargetName, tuple[str, ...] | str]:
     """Returns what each target makes of a source format: the precisions, or why there are none, as a sentence."""
     reach: dict[TargetName, tuple[str, ...] | str] = {}
     for name, target in TARGETS.items():
-        found = target.sources.get(source, Reach(reason=f"{name} takes no {source} models"))
+        found = target.sources.get(source, Reach(reason=f"The target {name} takes no {source} models."))
         reach[name] = found.precisions or found.reason
     return reach
 

@@ -18,8 +18,8 @@ from pipeline.targets.tflite_file import TFLiteFile
 
 _ALL = ("float32", "float16", "int8")
 _NO_CONVERTER = (
-    "no maintained converter leads from {} to TensorFlow Lite: give the Keras model, the SavedModel or the .tflite "
-    "file that it was made from"
+    "No maintained converter leads from {} to TensorFlow Lite: give the Keras model, the SavedModel or the .tflite "
+    "file that it was made from."
 )
 _NO_INT8 = "LiteRT has no int8 kernel for {}. Leave int8 out, or replace it in the model."
 _NO_BUILTIN = "LiteRT has no builtin operation for {}. Replace it in the model, or choose other targets."

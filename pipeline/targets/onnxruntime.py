@@ -36,7 +36,7 @@ class OnnxRuntimeTarget:
         "onnx": Reach(_ALL),
         "tflite": Reach(_ALL),
         "openvino": Reach(
-            reason="no converter leads from OpenVINO to ONNX: give the model that the .xml file was made from"
+            reason="No converter leads from OpenVINO to ONNX: give the model that the .xml file was made from."
         ),
     }
     suffix = ".onnx"
