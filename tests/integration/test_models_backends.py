@@ -37,7 +37,8 @@ import models
 folder, backend = Path(sys.argv[1]), sys.argv[2]
 assert keras.backend.backend() == backend, keras.backend.backend()
 for name, shape in json.loads(sys.argv[3]).items():
-    network = models.build(name, input_shape=tuple(shape), num_classes=10)
+    classes = {} if "num_classes" in models.MODELS[name].fixed else {"num_classes": 10}
+    network = models.build(name, input_shape=tuple(shape), **classes)
     taken = network.inputs[0]
     rng = np.random.default_rng(1)
     if taken.dtype == "uint8":
