@@ -27,7 +27,7 @@ MAX_FLOAT_ERROR = 1e-4
 """Of the range of the output; for any single value."""
 
 MAX_FLOAT16_ERROR = 2e-2
-MAX_INT8_NOISE = 0.06
+MAX_INT8_NOISE = 0.1
 """Root mean square of the difference, of the range of the output; networks of random weights pass noise on."""
 
 Results = Callable[[str], list[dict[str, Any]]]
