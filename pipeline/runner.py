@@ -159,6 +159,10 @@ def _is_fake(recipe: Recipe) -> bool:
     return isinstance(recipe.model, ModelConfig) and recipe.model.name == FAKE_NETWORK
 
 
+_OWN_RUNTIME = {"tflite": "litert", "onnx": "onnxruntime", "openvino": "openvino"}
+"""Which target a file of a runtime belongs to."""
+
+
 def reachable_exports(recipe: Recipe, model: OwnModelConfig) -> list[tuple[TargetName, Precision]]:
     """Returns the targets and precisions that can be made from a model of one's own.
 
@@ -208,7 +212,9 @@ def exports_of(
     chosen = "precisions" in recipe.export.model_fields_set
     held = imported.get("precision")
     if held not in (None, "none", "float32"):
-        kept = [(target, precision) for target, precision in found if precision == held]
+        own = _OWN_RUNTIME.get(imported["format"])
+        named = recipe.export.targets if "targets" in recipe.export.model_fields_set else (own,)
+        kept = [(target, precision) for target, precision in found if precision == held and target in named]
         if not kept or (chosen and len(kept) < len(found)):
             raise InputError(
                 f"The model file holds {held}, from which no other precision can be made, but the recipe asks for "
