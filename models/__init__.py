@@ -73,13 +73,15 @@ def find(name: str) -> NetworkSpec:
     """The network of this name.
 
     Raises:
-        ValueError: If there is none; the message names the closest one.
+        ValueError: If there is none; the message names the closest ones, or all if none is close.
     """
     if name in MODELS:
         return MODELS[name]
-    close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"Unknown network {name!r}, expected one of {', '.join(sorted(MODELS))}.{hint}")
+    longer = [other for other in MODELS if name and other.startswith(name)]
+    close = longer or difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
+    if close:
+        raise ValueError(f"Unknown network {name!r}. Did you mean {' or '.join(map(repr, close))}?")
+    raise ValueError(f"Unknown network {name!r}, expected one of {', '.join(sorted(MODELS))}.")
 
 
 def build(

@@ -358,8 +358,13 @@ class ErrorCase:
 ERRORS = [
     ErrorCase("unknown name", "Unknown network 'mobilenetv2'.*Did you mean 'mobilenet_v2'", name="mobilenetv2"),
     ErrorCase(
+        "a family's name",
+        r"Unknown network 'mobilenet_v3_s'\. Did you mean 'mobilenet_v3_small' or 'mobilenet_v3_small_minimalistic'\?$",
+        name="mobilenet_v3_s",
+    ),
+    ErrorCase(
         "nothing close",
-        r"Unknown network 'zzz', expected one of .*efficientnet_b0, .*, mobilenet_v3_small_minimalistic\.$",
+        r"Unknown network 'zzz', expected one of .*efficientnet_b0, .*mobilenet_v3_small_minimalistic",
         name="zzz",
     ),
     ErrorCase("small image", "at least 32 whole pixels", changes={"input_shape": (32, 31, 3)}),
