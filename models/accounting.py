@@ -10,10 +10,20 @@ choice (figures: MobileNetV2 1.0 and EfficientNet-Lite0, 1,000 classes):
 | `trainable` | gamma and beta | 3,504,872 | 4,652,008 | the EfficientNet tables: 4.7 M |
 | `all` | gamma, beta, moving mean and variance | 3,538,984 | 4,694,024 | `keras.Model.count_params` |
 
-A multiply-add is one multiplication with its addition in a convolution or a dense layer, for one image.
-Biases, normalization (it is folded), activations, sums and pooling are not counted. MobileNetV2's table
-counts the same way and cuts to whole millions. EfficientNet-Lite's table states 3 to 6 % more (Lite0: 407 M
-against 385.2 M here) without saying what it adds; it is about three operations for each normalized value.
+A multiply-add is one multiplication with its addition in a convolution, a dense layer or a product of two
+activations (attention), for one image. What else a published number counts is a choice too:
+
+| convention | adds to them | Lite0 | who counts so |
+|---|---|---|---|
+| `folded` | nothing: normalization is folded | 385.2 M | MobileNets, EfficientNetV2 |
+| `evaluated` | 2 for each normalized value | 398.7 M | timm (fvcore) |
+| `profiled` | 3 for each normalized value, 1 for each scaled one, 1/2 for each sum | 405.7 M | EfficientNet-Lite |
+
+`profiled` is half of what the profiler of TensorFlow 1 counts (`total_float_ops`) in a training graph whose batch
+normalizations are written out: 2 operations a value for the mean, 2 for the squared differences, 1 for the scale and 1
+for the shift. It gives the numbers of EfficientNet-Lite's table (631 M, 899 M, 1.44 G and 2.64 G; 406 M for the 407 M
+of Lite0), which are 3 to 6 % above what the convolutions and the classifier do. Biases, activations and pooling are
+counted by none of the three.
 """
 
 from __future__ import annotations
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
     import keras
 
 BatchNormCount = Literal["excluded", "folded", "trainable", "all"]
+MultiplyAddCount = Literal["folded", "evaluated", "profiled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +60,7 @@ class LayerRow:
 
 
 def layer_table(model: keras.Model, *, batch_norm: BatchNormCount = "trainable") -> list[LayerRow]:
-    """Every layer of a flat functional model, in the order of the graph.
+    """Every layer and every operation of `keras.ops` of a flat functional model, in the order of the graph.
 
     Args:
         model: A network whose image size is fixed.
@@ -69,7 +80,7 @@ def layer_table(model: keras.Model, *, batch_norm: BatchNormCount = "trainable")
             parameters=_parameters(layer, batch_norm),
             multiply_adds=_multiply_adds(layer),
         )
-        for layer in model.layers
+        for layer in getattr(model, "operations", model.layers)
     ]
 
 
@@ -78,9 +89,30 @@ def count_parameters(model: keras.Model, *, batch_norm: BatchNormCount = "traina
     return sum(row.parameters for row in layer_table(model, batch_norm=batch_norm))
 
 
-def count_multiply_adds(model: keras.Model) -> int:
-    """Number of multiply-adds for one image; errors as in `layer_table`."""
-    return sum(row.multiply_adds for row in layer_table(model))
+def count_multiply_adds(model: keras.Model, *, convention: MultiplyAddCount = "folded") -> int:
+    """Number of multiply-adds for one image.
+
+    Args:
+        model: A network whose image size is fixed.
+        convention: What else counts as one; see the module's table.
+
+    Raises:
+        ValueError: If `convention` is unknown, and as in `layer_table`.
+    """
+    if convention not in get_args(MultiplyAddCount):
+        raise ValueError(f"convention is {convention!r}, expected one of {', '.join(get_args(MultiplyAddCount))}.")
+    halves = _HALF_MULTIPLY_ADDS[convention]
+    rows = layer_table(model)
+    extra = sum(halves.get(row.type, 0) * math.prod(row.output_shape) for row in rows)
+    return sum(row.multiply_adds for row in rows) + extra // 2
+
+
+_HALF_MULTIPLY_ADDS: dict[MultiplyAddCount, dict[str, int]] = {
+    "folded": {},
+    "evaluated": {"BatchNormalization": 4},
+    "profiled": {"BatchNormalization": 6, "Rescaling": 2, "Add": 1},
+}
+"""Halves of a multiply-add for each value of the result, by the layer's type."""
 
 
 def _output_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
@@ -104,7 +136,7 @@ def _parameters(layer: keras.layers.Layer, batch_norm: BatchNormCount) -> int:
     import keras
 
     if not isinstance(layer, keras.layers.BatchNormalization) or batch_norm == "all":
-        return _total_size(layer.weights)
+        return _total_size(getattr(layer, "weights", ()))
     match batch_norm:
         case "excluded":
             return 0
@@ -121,6 +153,8 @@ def _multiply_adds(layer: keras.layers.Layer) -> int:
     counted = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
     if isinstance(layer, counted):
         return math.prod(_output_shape(layer)[:-1]) * _total_size([layer.kernel])
+    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.Dot):
+        return _product_multiply_adds(layer)
     if layer.weights and not isinstance(layer, keras.layers.BatchNormalization):
         raise ValueError(
             f"Layer {layer.name!r} is a {type(layer).__name__} with weights, expected Conv2D, "
@@ -128,3 +162,27 @@ def _multiply_adds(layer: keras.layers.Layer) -> int:
             "flatten a nested model."
         )
     return 0
+
+
+def _product_multiply_adds(operation: keras.Operation) -> int:
+    """Multiply-adds of a product of two activations: the size of the result times the length that is summed over."""
+    match type(operation).__name__:
+        case "Dot":
+            axis = operation.axes if isinstance(operation.axes, int) else operation.axes[0]
+            return math.prod(_output_shape(operation)) * int(operation.input[0].shape[axis])
+        case "Matmul":
+            return math.prod(_output_shape(operation)) * int(operation.input[0].shape[-1])
+        case "Einsum":
+            return _einsum_multiply_adds(operation)
+    return 0
+
+
+def _einsum_multiply_adds(operation: keras.Operation) -> int:
+    """The product of all index lengths but the batch's."""
+    terms = operation.subscripts.split("->")[0].split(",")
+    lengths = {
+        index: length
+        for term, tensor in zip(terms, operation.input, strict=True)
+        for index, length in zip(term.strip(), tensor.shape, strict=True)
+    }
+    return math.prod(length for length in lengths.values() if length is not None)

@@ -2,7 +2,7 @@
 
 What Lite changes (tensorflow/tpu, models/official/efficientnet/lite): ReLU6 for swish, no
 squeeze-and-excite, and a stem, a head, and repeats of the first and the last stage that the larger variants
-do not scale.
+do not scale. With the option `squeeze_excite` the gates are EfficientNet's again.
 """
 
 from __future__ import annotations
@@ -12,24 +12,12 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from models.blocks import Rescaling, Stage, inverted_residual_network, make_divisible
+from models.blocks import Rescaling, inverted_residual_network, make_divisible
+from models.efficientnet import HEAD_FILTERS, STAGES, STEM_FILTERS
 from models.spec import NetworkConfig, NetworkSpec, PublishedResult
 
 if TYPE_CHECKING:
     import keras
-
-# Table 1 of the paper; _DEFAULT_BLOCKS_ARGS in efficientnet_lite_builder.py.
-_STAGES = (
-    Stage(expansion=1, filters=16, repeats=1, stride=1, kernel_size=3),
-    Stage(expansion=6, filters=24, repeats=2, stride=2, kernel_size=3),
-    Stage(expansion=6, filters=40, repeats=2, stride=2, kernel_size=5),
-    Stage(expansion=6, filters=80, repeats=3, stride=2, kernel_size=3),
-    Stage(expansion=6, filters=112, repeats=3, stride=1, kernel_size=5),
-    Stage(expansion=6, filters=192, repeats=4, stride=2, kernel_size=5),
-    Stage(expansion=6, filters=320, repeats=1, stride=1, kernel_size=3),
-)
-_STEM_FILTERS = 32
-_HEAD_FILTERS = 1280
 
 
 def build_variant(
@@ -44,7 +32,7 @@ def build_variant(
         depth_coefficient: Factor on the repeats of all stages but the first and the last.
     """
     first, *middle, last = (
-        dataclasses.replace(stage, filters=make_divisible(stage.filters * width_coefficient)) for stage in _STAGES
+        dataclasses.replace(stage, filters=make_divisible(stage.filters * width_coefficient)) for stage in STAGES
     )
     deepened = [dataclasses.replace(stage, repeats=math.ceil(stage.repeats * depth_coefficient)) for stage in middle]
     return inverted_residual_network(
@@ -52,8 +40,8 @@ def build_variant(
         [first, *deepened, last],
         name=name,
         rescaling=Rescaling(scale=1 / 128, offset=-127 / 128),
-        stem_filters=_STEM_FILTERS,
-        head_filters=_HEAD_FILTERS,
+        stem_filters=STEM_FILTERS,
+        head_filters=HEAD_FILTERS,
     )
 
 
@@ -76,10 +64,10 @@ def _variant(
             width_coefficient=width_coefficient,
             depth_coefficient=depth_coefficient,
         ),
-        resolution=resolution,
+        input_shape=(resolution, resolution, 3),
         dropout=dropout,
         batch_norm_momentum=0.99,
-        has_width=False,
+        drop_path=0.2,  # survival_prob=0.8
         paper="EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019, "
         "arXiv:1905.11946, table 1; without squeeze-and-excite, with ReLU6",
         published=(PublishedResult(width=1.0, resolution=resolution, top1=top1),),
@@ -94,4 +82,36 @@ LITE0 = _variant(
     resolution=224,
     dropout=0.2,
     top1=75.1,
+)
+LITE1 = _variant(
+    "efficientnet_lite1",
+    width_coefficient=1.0,
+    depth_coefficient=1.1,
+    resolution=240,
+    dropout=0.2,
+    top1=76.7,
+)
+LITE2 = _variant(
+    "efficientnet_lite2",
+    width_coefficient=1.1,
+    depth_coefficient=1.2,
+    resolution=260,
+    dropout=0.3,
+    top1=77.6,
+)
+LITE3 = _variant(
+    "efficientnet_lite3",
+    width_coefficient=1.2,
+    depth_coefficient=1.4,
+    resolution=280,
+    dropout=0.3,
+    top1=79.8,
+)
+LITE4 = _variant(
+    "efficientnet_lite4",
+    width_coefficient=1.4,
+    depth_coefficient=1.8,
+    resolution=300,
+    dropout=0.3,
+    top1=81.5,
 )

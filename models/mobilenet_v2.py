@@ -1,11 +1,15 @@
-"""MobileNetV2: Inverted Residuals and Linear Bottlenecks (Sandler et al., CVPR 2018, arXiv:1801.04381)."""
+"""MobileNetV2: Inverted Residuals and Linear Bottlenecks (Sandler et al., CVPR 2018, arXiv:1801.04381).
+
+Gates, which the paper does not have, sit after each depthwise convolution and keep a quarter of the block's
+input channels, as in MnasNet (Tan et al., CVPR 2019, arXiv:1807.11626).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING
 
-from models.blocks import Rescaling, Stage, inverted_residual_network, make_divisible
+from models.blocks import SIGNED_UNIT, Stage, inverted_residual_network, make_divisible
 from models.spec import NetworkConfig, NetworkSpec, PublishedResult
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ def _build(config: NetworkConfig) -> keras.Model:
         config,
         [dataclasses.replace(stage, filters=make_divisible(stage.filters * config.width)) for stage in _STAGES],
         name="mobilenet_v2",
-        rescaling=Rescaling(scale=1 / 127.5, offset=-1.0),
+        rescaling=SIGNED_UNIT,
         stem_filters=make_divisible(_STEM_FILTERS * config.width),
         head_filters=make_divisible(_HEAD_FILTERS * max(1.0, config.width)),
     )
@@ -41,7 +45,7 @@ SPEC = NetworkSpec(
     name="mobilenet_v2",
     family="mobilenet_v2",
     build=_build,
-    resolution=224,
+    input_shape=(224, 224, 3),
     dropout=0.2,  # dropout_keep_prob=0.8 in slim's training_scope.
     batch_norm_momentum=0.999,  # keras.applications
     has_width=True,

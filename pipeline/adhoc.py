@@ -1,33 +1,67 @@
-"""One model file at a time, without a recipe: measuring it, and its accuracy on a data set."""
+"""One model file at a time, without a recipe: measuring it, converting it, its accuracy on a data set."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import tempfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, benchmark
 from devices.profile import DeviceProfile
+from pipeline.answers import answers_on
 from pipeline.artifacts import ArtifactStore
-from pipeline.errors import CorruptArtifactError, InputError
+from pipeline.errors import CorruptArtifactError, InputError, StageError
+from pipeline.gates import parity_rows
+from pipeline.imports.checks import check_image_input
+from pipeline.imports.description import ModelDescription
+from pipeline.judgement import completed, judge
 from pipeline.manifest import MANIFEST, Artifact, read_manifest
-from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
-from pipeline.runner import make_artifact
-from pipeline.sources import DataConfig
+from pipeline.recipe import Recipe
+from pipeline.runner import RunResult, make_artifact, run_recipe
+from pipeline.samples import split_samples
+from pipeline.signature import Signature, image_signature, read_signature
+from pipeline.sources import DataConfig, RecipeData
+from pipeline.sources.samples import ArraysConfig
 from pipeline.stages.base import Tell
 from pipeline.stages.data import DataStage
-from pipeline.targets import inspect_model, target_of
+from pipeline.stages.import_model import ImportStage
+from pipeline.stages.reference_model import ReferenceStage
+from pipeline.stages.samples import SamplesStage
+from pipeline.targets import TARGETS, inspect_model, target_of
+from pipeline.targets.base import model_files
+
+_SUFFIXES = frozenset(target.suffix for target in TARGETS.values())
 
 
 def benchmark_models(
-    paths: Sequence[Path], profile: DeviceProfile, *, num_threads: int | None, settings: BenchmarkSettings, tell: Tell
+    paths: Sequence[Path],
+    profile: DeviceProfile,
+    *,
+    num_threads: int | None,
+    settings: BenchmarkSettings,
+    store: ArtifactStore,
+    description: ModelDescription,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Measures model files side by side on a device.
+
+    What no runtime takes as it is, a Keras model or a SavedModel, is exported in float32 to every target first.
+
+    Args:
+        paths: Files of runtimes, Keras models, SavedModels.
+        profile: The device.
+        num_threads: None takes the profile's.
+        settings: How long.
+        store: Where exports are kept.
+        description: What the command line says about the inputs.
+        tell: Takes progress events.
 
     Raises:
         InputError: A file is missing or of no known format, or is named twice.
@@ -35,35 +69,103 @@ def benchmark_models(
     """
     if len({path.resolve() for path in paths}) != len(paths):
         raise InputError("A model file is named twice. Name each once.")
+    shapes = {each.name: each.shape for each in description.inputs if each.name and each.shape}
     cases = []
     for path in paths:
-        summary = inspect_model(path)
-        cases.append(
-            Case(
-                id=str(path),
-                runtime=target_of(path),
-                path=str(path.resolve()),
-                sha256=summary.sha256,
-                weights_sha256=summary.weights_sha256,
+        if path.is_file() and path.suffix.lower() in _SUFFIXES:
+            cases.append(_case(path, str(path), num_threads=num_threads, input_shapes=shapes))
+            continue
+        own = description if len(paths) == 1 else _without_names(description)
+        recipe = _recipe(path, own, data={"source": "random"}, export={"precisions": ["float32"]})
+        result = run_recipe(recipe, store, devices=[profile.name], until="export", tell=tell)
+        for error in result.failures:
+            tell({"warning": error.message})
+        cases += [
+            _case(
+                artifact.directory / artifact.manifest.metrics["model"],
+                f"{path} {name.removeprefix('export/')}",
                 num_threads=num_threads,
             )
-        )
+            for name, artifact in result.artifacts.items()
+            if name.startswith("export/")
+        ]
+    if not cases:
+        raise StageError(f"None of {', '.join(map(str, paths))} could be exported to a target; --debug says more.")
     return benchmark(profile, cases, settings, tell=tell).model_dump(mode="json")
 
 
-def evaluate_model(
-    path: Path, source: str, profile: DeviceProfile, *, split: str, store: ArtifactStore, tell: Tell
-) -> dict[str, Any]:
-    """Measures the accuracy of a model file on a split of a data set, on a device.
-
-    A model that lies in an artifact is evaluated on the very split of the run that made it, where that run used
-    the same data.
+def convert_model(
+    path: Path,
+    out_dir: Path,
+    *,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    source: str | None,
+    calibration_images: int | None,
+    description: ModelDescription,
+    store: ArtifactStore,
+    tell: Tell,
+) -> tuple[list[dict[str, Any]], RunResult]:
+    """Converts a model of one's own, verifies every file against the model itself, and writes the files.
 
     Args:
-        path: A model of the contract: uint8 (1, height, width, 3) in, float32 (1, classes) out.
-        source: `digits`, a directory, a .tar, .tar.gz or .tar.xz archive, or an .npz file.
+        path: A .keras file, a SavedModel, an .onnx, a .tflite or an OpenVINO .xml file.
+        out_dir: Gets `<name>_<target>_<precision>` files; made where it is missing.
+        targets: None at all takes all that can be reached.
+        precisions: The same for precisions.
+        source: What the samples come from, as of `evaluate_model`; None takes random ones.
+        calibration_images: How many samples integer ranges come from; None takes the recipe's default.
+        description: What the command line says about the model.
+        store: Where artifacts are kept.
+        tell: Takes progress events.
+
+    Returns:
+        A row for each file (`target`, `precision`, `path`, `sha256`, `size_bytes`, `parity`, `accuracy`,
+        `accuracy_drop`, `gates`), and the run.
+
+    Raises:
+        InputError: The model can't be used, or can't go where it is asked to.
+    """
+    export = {name: list(values) for name, values in (("targets", targets), ("precisions", precisions)) if values}
+    size = image_size_of(path, description, store, tell) if source is not None and _is_images(source) else None
+    data = {"source": "random"} if source is None else _data_values(source, size)
+    quantization = {} if calibration_images is None else {"calibration_images": calibration_images}
+    recipe = _recipe(path, description, data=data, export=export, quantization=quantization)
+    result = run_recipe(recipe, store, devices=["local"], until="verify", tell=tell)
+    rows = []
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, artifact in result.artifacts.items():
+            verified = result.artifacts.get(name.replace("export/", "verify/", 1))
+            if not name.startswith("export/") or verified is None:
+                continue
+            rows.append(_written(artifact, verified, out_dir, path.stem or path.name, recipe))
+    except OSError as error:
+        raise InputError(f"{out_dir} can't be written: {error.strerror or error}. Choose another --out.") from error
+    return rows, result
+
+
+def evaluate_model(
+    path: Path,
+    source: str,
+    profile: DeviceProfile,
+    *,
+    split: str,
+    description: ModelDescription,
+    store: ArtifactStore,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Measures how well a model does its task on a split of a data set, on a device.
+
+    A model that lies in an artifact is evaluated on the very split of the run that made it, where that run used
+    the same data. A Keras model or a SavedModel runs in TensorFlow on this machine.
+
+    Args:
+        path: A model in one of the five formats.
+        source: `digits`, a directory, a .tar, .tar.gz or .tar.xz archive, or an .npz file of images or of arrays.
         profile: The device.
         split: train, validation or test.
+        description: What the command line says about the model.
         store: Where the prepared data set is kept.
         tell: Takes progress events.
 
@@ -71,61 +173,255 @@ def evaluate_model(
         InputError: The model does not fit the data, or either can't be read.
         DeviceError: The device or the model can't be used.
     """
-    summary = inspect_model(path)
-    shape = summary.inputs[0].shape if len(summary.inputs) == 1 else ()
-    if len(shape) != 4 or shape[3] != 3 or summary.inputs[0].dtype != "uint8":
-        received = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in summary.inputs)
-        raise InputError(f"{path} takes {received}; eval expects one input, uint8 [1, height, width, 3].")
-    stage = DataStage(source=_source(source, (shape[1], shape[2]), path, store))
-    data = make_artifact(stage, store, tell)
-    classes = json.loads(data.file("dataset.json").read_text(encoding="utf-8"))["classes"]
-    if summary.outputs[0].shape[-1] != len(classes):
+    size = image_size_of(path, description, store, tell) if _is_images(source) else None
+    signature = _signature_of(path, description, store, tell)
+    config = _data_config(source, size, path, store)
+    data = make_artifact(
+        SamplesStage(source=config) if isinstance(config, ArraysConfig) else DataStage(source=config), store, tell
+    )
+    if size is None and split == "validation":
+        raise InputError("--split is validation, but arrays are split into train and test: choose one of these.")
+    if size is not None:
+        signature = check_image_input(signature, size)
+        _check_classes(path, signature, data, source)
+    found: dict[str, Any]
+    if signature.source == "saved_model":
+        if profile.transport.kind != "local":
+            raise InputError(
+                f"{path} runs in TensorFlow, on this machine alone, not on {profile.name}. Convert it with edgeship "
+                f"convert and evaluate the file that the device runs."
+            )
+        stage = ReferenceStage(quantization=None, split=split)
+        imported = _imported(path, description, store, tell)
+        judged = make_artifact(stage, store, tell, {"model": imported, "data": data})
+        found, count = judged.manifest.metrics["quality"], judged.manifest.metrics["reference_samples"]
+        device, precision, digest = "TensorFlow on this machine", "float32", imported.manifest.fingerprint
+    else:
+        samples = split_samples(data.directory, split, signature)
+        case = _case(path, str(path))
+        with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+            answers = answers_on(profile, case, samples.for_device(), signature, scratch=Path(scratch), tell=tell)
+        output = answers[signature.outputs[0].name]
+        found, count = judge(completed(signature, output, samples), output, samples), len(samples)
+        summary = inspect_model(path)
+        device, precision, digest = profile.name, summary.precision, summary.sha256
+    if found["metric"] is None:
         raise InputError(
-            f"{path} gives {summary.outputs[0].shape[-1]} logits, but {source} has {len(classes)} classes. "
-            f"Evaluate it on the data it was trained for."
+            f"{path} gives {signature.outputs[0].name} {list(signature.outputs[0].shape)}, which {source} has nothing "
+            f"to judge by. Name --metric mse or auc, and give labels or targets in an .npz file."
         )
-    case = Case(
-        id=str(path),
+    return {
+        "model": str(path),
+        "sha256": digest,
+        "precision": precision,
+        "device": device,
+        "data": source,
+        "split": split,
+        "images": count,
+        **found,
+    }
+
+
+def description_of(
+    *,
+    layout: str | None,
+    scale: str | None,
+    offset: str | None,
+    shapes: Sequence[str],
+    metric: str | None,
+) -> ModelDescription:
+    """Returns what the options of a command say about a model.
+
+    Args:
+        layout: NHWC or NCHW, of its image input.
+        scale: One number, or one for each channel between commas.
+        offset: The same.
+        shapes: `NAME=1,64,9` or, for a model with one input, `1,64,9`.
+        metric: top1, mse or auc.
+
+    Raises:
+        InputError: An option has another form.
+    """
+    inputs: list[dict[str, Any]] = []
+    for text in shapes:
+        name, _, numbers = text.rpartition("=")
+        try:
+            shape = [int(number) for number in numbers.split(",")]
+        except ValueError:
+            raise InputError(
+                f"--shape is {text}; expected NAME=1,64,9 with the batch of 1 in front, or 1,64,9 where the model "
+                f"has one input."
+            ) from None
+        inputs.append({"name": name or None, "shape": shape})
+    given = {
+        name: value
+        for name, value in (
+            ("layout", layout),
+            ("scale", _one_or_all("scale", scale)),
+            ("offset", _one_or_all("offset", offset)),
+        )
+        if value is not None
+    }
+    if given and len(inputs) > 1:
+        raise InputError(f"--{next(iter(given))} belongs to a model with one input; describe several in a recipe.")
+    if given:
+        inputs = [{**(inputs[0] if inputs else {}), **given}]
+    try:
+        return ModelDescription.model_validate_json(json.dumps({"inputs": inputs, "metric": metric}), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(f"The model can't be described so: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _one_or_all(option: str, text: str | None) -> float | list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--{option} is {text}; expected a number, or one for each channel: 0.017,0.018,0.017."
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def image_size_of(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> tuple[int, int]:
+    """Returns height and width of the images that a model takes, in pixels.
+
+    Raises:
+        InputError: It takes no images, or can't be read.
+    """
+    signature = _signature_of(path, description, store, tell)
+    shape = signature.inputs[0].shape
+    size = (shape[1], shape[2]) if len(shape) == 4 and shape[3] in (1, 3) else tuple(shape[-2:])
+    height, width = size if len(shape) == 4 else (0, 0)
+    check_image_input(signature, (height, width))
+    return height, width
+
+
+def _signature_of(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> Signature:
+    if path.suffix == TARGETS["fake"].suffix:  # of the stand-in, which nothing imports
+        summary = inspect_model(path)
+        _, height, width, channels = summary.inputs[0].shape
+        shape = (height, width, channels)
+        return image_signature(shape, summary.outputs[0].shape[-1], source="fake", model=path.name)
+    return read_signature(_imported(path, description, store, tell).directory)
+
+
+def _imported(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> Artifact:
+    return make_artifact(ImportStage(path=str(path), description=description), store, tell)
+
+
+def _recipe(path: Path, description: ModelDescription, **sections: Any) -> Recipe:
+    """Returns the recipe that a command without one stands for."""
+    model = {"path": str(path), **description.model_dump(mode="json", exclude_none=True)}
+    name = re.sub(r"[^a-z0-9._-]+", "-", (path.stem or path.name).lower()).strip("-._") or "model"
+    values = {"name": name, "model": model, **sections}
+    try:
+        return Recipe.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(f"{path} can't be used so: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _without_names(description: ModelDescription) -> ModelDescription:
+    """Returns what is said of any model; inputs by name may be another model's, of several side by side."""
+    kept = tuple(each for each in description.inputs if each.name is None)
+    return description.model_copy(update={"inputs": kept})
+
+
+def _case(
+    path: Path, label: str, *, num_threads: int | None = None, input_shapes: Mapping[str, Any] | None = None
+) -> Case:
+    summary = inspect_model(path)
+    names = {tensor.name for tensor in summary.inputs}
+    return Case(
+        id=label,
         runtime=target_of(path),
         path=str(path.resolve()),
         sha256=summary.sha256,
         weights_sha256=summary.weights_sha256,
+        num_threads=num_threads,
+        input_shapes={name: shape for name, shape in (input_shapes or {}).items() if name in names},
     )
-    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-        images, label_file = data.file(f"{split}_images.npy"), data.file(f"{split}_labels.npy")
-        answer = predict(profile, case, [SampleFile(path=str(images))], str(label_file), scratch, tell=tell)
-        logits, labels = np.load(answer.outputs[0].path), np.load(label_file)
-    correct = count_correct(logits, labels)
+
+
+def _written(exported: Artifact, verified: Artifact, out_dir: Path, stem: str, recipe: Recipe) -> dict[str, Any]:
+    """Copies an exported model to where the user wants it, and returns what is known about it."""
+    metrics, found = exported.manifest.metrics, verified.manifest.metrics
+    source = exported.file(metrics["model"])
+    target = out_dir / f"{stem}_{metrics['target']}_{metrics['precision']}{source.suffix}"
+    for file in model_files(source):
+        copy = target.with_suffix(file.suffix)
+        partial = copy.with_name(f"{copy.name}.partial")
+        shutil.copyfile(file, partial)
+        partial.replace(copy)
+    label = f"{metrics['target']}/{metrics['precision']}"
+    rows = parity_rows(recipe.gates, label, metrics["precision"], found)
     return {
-        "model": str(path),
-        "sha256": summary.sha256,
-        "precision": summary.precision,
-        "device": profile.name,
-        "data": source,
-        "split": split,
-        "images": len(labels),
-        "correct": correct,
-        "accuracy_interval": list(accuracy_interval(correct, len(labels))),
-        **calibration_summary(logits, labels),
+        "target": metrics["target"],
+        "precision": metrics["precision"],
+        "path": str(target),
+        "sha256": metrics["graph"]["sha256"],
+        "weights_sha256": metrics["graph"]["weights_sha256"],
+        "size_bytes": metrics["graph"]["size_bytes"],
+        "note": metrics["note"],
+        "parity": found["parity"],
+        "outputs": found["outputs"],
+        "samples": found["images"],
+        "metric": found["metric"],
+        "accuracy": found["accuracy"],
+        "accuracy_interval": found["accuracy_interval"],
+        "accuracy_drop": found["accuracy_drop"],
+        "gates": [row.to_dict() for row in rows],
     }
 
 
-def _source(text: str, size: tuple[int, int], model: Path, store: ArtifactStore) -> Any:
-    """Returns the data config for a source: that of the run that made the model, where it used the same data."""
+def _check_classes(path: Path, signature: Signature, data: Artifact, source: str) -> None:
+    classes = json.loads(data.file("dataset.json").read_text(encoding="utf-8"))["classes"]
+    shape = signature.outputs[0].shape
+    if len(shape) == 2 and shape[-1] not in (-1, len(classes)) and signature.metric in (None, "top1"):
+        raise InputError(
+            f"{path} gives {shape[-1]} logits, but {source} has {len(classes)} classes. "
+            f"Evaluate it on the data it was trained for."
+        )
+
+
+def _is_images(source: str) -> bool:
+    """Whether the text names labelled images: an .npz file does if it has arrays that are called so."""
+    if not source.endswith(".npz") or not Path(source).expanduser().is_file():
+        return True
+    try:
+        with zipfile.ZipFile(Path(source).expanduser()) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return True
+    return any(name == "images.npy" or name.endswith("_images.npy") for name in names)
+
+
+def _data_values(text: str, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Returns the data section of a recipe that a text stands for; without a size, of arrays."""
+    if size is None:
+        return {"source": "arrays", "path": text}
     if text == "digits":
         values: dict[str, Any] = {"source": "digits"}
     elif text.endswith(".npz"):
         values = {"source": "npz", "path": text}
     else:
         values = {"source": "image_folder", "path": text}
-    values["size"] = list(size)
+    return {**values, "size": list(size)}
+
+
+def _data_config(text: str, size: tuple[int, int] | None, model: Path, store: ArtifactStore) -> Any:
+    """Returns the data config for a source: that of the run that made the model, where it used the same data."""
+    values = _data_values(text, size)
     try:
-        config: Any = TypeAdapter(DataConfig).validate_json(json.dumps(values), strict=True)
+        config: Any = TypeAdapter(RecipeData).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InputError(f"--data {text} can't be used: {first['msg']}.") from error
     origin = _data_of(model, store)
-    if origin is None or origin.manifest.fingerprint != DataStage(source=config).fingerprint():
+    if size is None or origin is None or origin.manifest.fingerprint != DataStage(source=config).fingerprint():
         return config
     settings = {**origin.manifest.config["source"], **{name: values[name] for name in ("path",) if name in values}}
     return TypeAdapter(DataConfig).validate_json(json.dumps(settings), strict=True)

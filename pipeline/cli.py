@@ -5,17 +5,19 @@ Our own modules are imported inside the commands, so that `edgeship --help` answ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-STAGE_NAMES = ("data", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
+STAGE_NAMES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the last words of child processes.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object.")
@@ -53,6 +55,26 @@ _ROOT = click.option(
     help="Directory of the releases on the device.",
 )
 _DEVICE = click.option("--device", "device_name", default="local", show_default=True, help="A device profile.")
+
+
+def _describes_model(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say of a model file what the file does not; they arrive as `described`."""
+    options = (
+        click.option("--layout", type=click.Choice(["NHWC", "NCHW"]), help="Of an image input."),
+        click.option("--scale", metavar="N[,N,N]", help="Pixels 0..255 are multiplied with it, for all or by channel."),
+        click.option("--offset", metavar="N[,N,N]", help="Is added then."),
+        click.option("--shape", "shapes", multiple=True, metavar="[NAME=]1,N,...", help="Fixes free dimensions."),
+        click.option("--metric", type=click.Choice(["top1", "mse", "auc"]), help="What accuracy means."),
+    )
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        names = ("layout", "scale", "offset", "shapes", "metric")
+        return function(*args, described={name: kwargs.pop(name) for name in names}, **kwargs)
+
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
 
 
 def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
@@ -279,19 +301,40 @@ def rollback_command(name: str, root: Path, as_json: bool) -> None:
 @click.option("--threads", type=click.IntRange(1, 256), help="Threads of one inference; default the profile's.")
 @click.option("--min-count", type=click.IntRange(10), default=200, show_default=True, help="Timed inferences.")
 @click.option("--min-time", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds of them.")
+@_describes_model
+@_STORE
+@_SHARED_STORE
 @_JSON
 def bench(
-    models: tuple[Path, ...], device_name: str, threads: int | None, min_count: int, min_time: float, as_json: bool
+    models: tuple[Path, ...],
+    device_name: str,
+    threads: int | None,
+    min_count: int,
+    min_time: float,
+    described: dict[str, Any],
+    store: Path,
+    shared_store: str | None,
+    as_json: bool,
 ) -> None:
-    """Measure MODEL files (.tflite, .onnx, .xml) side by side on a device."""
+    """Measure MODEL files side by side on a device.
+
+    A .tflite, .onnx or .xml file runs as it is; a .keras file or a SavedModel is exported to every target first.
+    """
     from devices.measurement import BenchmarkSettings
     from devices.profile import load_profile
-    from pipeline.adhoc import benchmark_models
+    from pipeline.adhoc import benchmark_models, description_of
+    from pipeline.remote_store import open_store
 
     settings = BenchmarkSettings(min_count=min_count, min_time_s=min_time, max_time_s=max(60.0, 2 * min_time))
     with _progress() as progress:
         result = benchmark_models(
-            models, load_profile(device_name), num_threads=threads, settings=settings, tell=progress.show
+            models,
+            load_profile(device_name),
+            num_threads=threads,
+            settings=settings,
+            description=description_of(**described),
+            store=open_store(store, shared_store),
+            tell=progress.show,
         )
     failed = [case for case in result["cases"] if case["error"]]
     details = {case["id"]: case["error"].pop("details") for case in failed}
@@ -314,31 +357,126 @@ def bench(
     sys.exit(max((case["error"]["exit_code"] for case in failed), default=0))
 
 
+@command(main, "convert")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, type=click.Choice(["litert", "onnxruntime", "openvino"]),
+              help="Repeatable; default all that can be reached from the format.")  # fmt: skip
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(["float32", "float16", "int8"]),
+              help="Repeatable; default all that can be made.")  # fmt: skip
+@click.option("--data", "source", help="Samples for int8 and for accuracy: as of eval. Without it, random ones.")
+@click.option("--calibration-samples", type=click.IntRange(64), help="How many int8 takes its ranges from.")
+@click.option("--out", "out_dir", required=True, type=click.Path(path_type=Path), help="Directory for the files.")
+@_describes_model
+@_STORE
+@_SHARED_STORE
+@_JSON
+def convert(
+    model: Path,
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    source: str | None,
+    calibration_samples: int | None,
+    out_dir: Path,
+    described: dict[str, Any],
+    store: Path,
+    shared_store: str | None,
+    as_json: bool,
+) -> None:
+    """Convert MODEL (.keras, SavedModel, .onnx, .tflite, .xml), and verify every file against MODEL itself."""
+    from pipeline.adhoc import convert_model, description_of
+    from pipeline.gates import GateRow
+    from pipeline.remote_store import open_store
+
+    with _progress() as progress:
+        rows, result = convert_model(
+            model,
+            out_dir,
+            targets=targets,
+            precisions=precisions,
+            source=source,
+            calibration_images=calibration_samples,
+            description=description_of(**described),
+            store=open_store(store, shared_store),
+            tell=progress.show,
+        )
+    broken = [GateRow(**row) for each in rows for row in each["gates"] if not row["passed"]]
+    failures = [error.message for error in result.failures]
+    if as_json:
+        click.echo(json.dumps({"model": str(model), "files": rows, "failures": failures}, indent=2))
+    else:
+        columns = ("file", "target", "precision", "size KiB", "largest difference", "SNR dB", "accuracy", "drop",
+                   "gates")  # fmt: skip
+        _print_table(f"{model} in {out_dir}", columns, [_converted_cells(row) for row in rows])
+    for message in failures:
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+    for error in result.failures:
+        _show_details(error.details)
+    for row in broken:
+        click.echo(f"{click.style('Gate failed:', fg='red', bold=True)} {row.sentence()}.", err=True)
+    sys.exit(max((error.exit_code for error in result.failures), default=0) or int(bool(broken)))
+
+
+def _converted_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    broken = any(not gate["passed"] for gate in row["gates"])
+    parity = row["parity"]
+    return (
+        Path(row["path"]).name,
+        row["target"],
+        row["precision"],
+        f"{row['size_bytes'] / 1024:,.1f}",
+        f"{parity['max_logit_difference']:.1e}",
+        _cell(parity["snr_db"], 1),
+        _cell(row["accuracy"], 4),
+        _cell(row["accuracy_drop"], 4),
+        "failed" if broken else "passed",
+    )
+
+
 @command(main, "eval")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", "source", required=True, help="`digits`, a folder, a .tar/.tar.gz/.tar.xz archive, or .npz.")
+@click.option("--data", "source", required=True, help="`digits`, a folder, a .tar(.gz|.xz), or .npz.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
 @_DEVICE
+@_describes_model
 @_STORE
 @_SHARED_STORE
 @_JSON
 def evaluate(
-    model: Path, source: str, split: str, device_name: str, store: Path, shared_store: str | None, as_json: bool
+    model: Path,
+    source: str,
+    split: str,
+    device_name: str,
+    described: dict[str, Any],
+    store: Path,
+    shared_store: str | None,
+    as_json: bool,
 ) -> None:
-    """Measure the accuracy and calibration of MODEL on a data set."""
+    """Measure how well MODEL does its task on a data set: accuracy and calibration, or --metric."""
     from devices.profile import load_profile
-    from pipeline.adhoc import evaluate_model
+    from pipeline.adhoc import description_of, evaluate_model
     from pipeline.remote_store import open_store
 
     profile = load_profile(device_name)
     with _progress() as progress:
         result = evaluate_model(
-            model, source, profile, split=split, store=open_store(store, shared_store), tell=progress.show
+            model,
+            source,
+            profile,
+            split=split,
+            description=description_of(**described),
+            store=open_store(store, shared_store),
+            tell=progress.show,
         )
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
     low, high = result["accuracy_interval"]
+    if result["metric"] != "top1":
+        click.echo(
+            f"{result['metric']} {result['accuracy']:.6g} on {result['images']} {split} samples "
+            f"(95 % interval {low:.6g} to {high:.6g})"
+        )
+        return
     click.echo(
         f"{result['correct']} of {result['images']} {split} images correct: {100 * result['accuracy']:.2f} % "
         f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {100 * result['ece']:.2f} %, "
@@ -411,51 +549,175 @@ def models_group() -> None:
 
 
 @command(models_group, "list")
+@click.option("--family", help="Only the networks of this family.")
 @_JSON
-def models_list(as_json: bool) -> None:
-    """List the networks with their parameters, multiply-adds and published accuracy."""
-    rows = _with_quiet_backend(lambda models: [models.describe(name) for name in models.MODELS])
+def models_list(family: str | None, as_json: bool) -> None:
+    """List the networks: what they cost for one image, and their published accuracy.
+
+    Memory is the peak of the activations in float32; parameters and multiply-adds are those of 1,000 classes.
+    """
+    from pipeline.model_tables import LIST_COLUMNS, list_tables
+
+    models = _quiet_models()
+    names = [spec.name for spec in models.MODELS.values() if family in (None, spec.family)]
+    if not names:
+        families = ", ".join(sorted({spec.family for spec in models.MODELS.values()}))
+        raise _input_error(f"There is no family {family!r}, expected one of {families}.")
+    rows = [models.describe(name) for name in names]
     if as_json:
         click.echo(json.dumps({"models": rows}, indent=2))
         return
-    cells = [
-        (row["name"], row["family"], f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e6:.0f} M",
-         "x".join(map(str, row["resolution"])), "-" if row["top1"] is None else f"{row['top1']:.1f} %", row["source"])
-        for row in rows
-    ]  # fmt: skip
-    _print_table("", ("name", "family", "parameters", "multiply-adds", "resolution", "top-1", "source"), cells)
+    tables, sources = list_tables(rows)
+    _print_sections(LIST_COLUMNS, tables)
+    for number, source in enumerate(sources, start=1):
+        click.echo(textwrap.fill(f"{number:>2}  {source}", 120, subsequent_indent=" " * 4))
+
+
+_NETWORK_OPTIONS = (
+    click.option("--size", type=(int, int), metavar="HEIGHT WIDTH", help="Image size in pixels; default the paper's."),
+    click.option("--width", type=float, default=1.0, show_default=True, help="Factor on the number of channels."),
+    click.option("--depth", type=float, default=1.0, show_default=True, help="Factor on the number of blocks."),
+    click.option("--classes", type=int, help="Number of logits; default the paper's."),
+    click.option("--activation", help="The principal nonlinearity, such as relu6; default the paper's."),
+    click.option("--squeeze-excite/--no-squeeze-excite", default=None, help="Gates on channels; default the paper's."),
+    click.option("--early-stride/--no-early-stride", default=None,
+                 help="First strides of the paper, or of the variant for small images; default by the size."),
+)  # fmt: skip
+
+
+def _network_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `models.build`, gathered in one argument."""
+
+    @functools.wraps(function)
+    def gathered(
+        size: tuple[int, int] | None,
+        width: float,
+        depth: float,
+        classes: int | None,
+        activation: str | None,
+        squeeze_excite: bool | None,
+        early_stride: bool | None,
+        **kwargs: Any,
+    ) -> Any:
+        options = {
+            "input_shape": None if size is None else (*size, 3),
+            "num_classes": classes,
+            "width": width,
+            "depth": depth,
+            "activation": activation,
+            "squeeze_excite": squeeze_excite,
+            "early_stride": early_stride,
+        }
+        return function(options=options, **kwargs)
+
+    for option in reversed(_NETWORK_OPTIONS):
+        gathered = option(gathered)
+    return gathered
 
 
 @command(models_group, "show")
 @click.argument("name")
-@click.option("--size", type=(int, int), default=None, metavar="HEIGHT WIDTH", help="Image size in pixels.")
-@click.option("--width", type=float, default=1.0, show_default=True, help="Width multiplier.")
-@click.option("--classes", type=click.IntRange(2), default=1000, show_default=True, help="Number of logits.")
+@_network_options
 @_JSON
-def models_show(name: str, size: tuple[int, int] | None, width: float, classes: int, as_json: bool) -> None:
-    """Show a network's facts and its layers."""
+def models_show(name: str, options: dict[str, Any], as_json: bool) -> None:
+    """Show a network's facts and its layers.
+
+    A layer's memory is what is alive while it runs; a layer without is folded, fused or gone on a board.
+    """
+    from pipeline.model_tables import LAYER_COLUMNS, fact_lines, layer_rows
+
+    models = _quiet_models()
+    with _bad_input():
+        facts = models.describe(name, with_layers=True, **_checked_size(models, name, options))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    _print_pairs(fact_lines(facts))
+    _print_table("", LAYER_COLUMNS, layer_rows(facts["layers"]))
+
+
+@command(models_group, "scale")
+@click.argument("family")
+@click.option("--phi", type=float, help="A compound coefficient: 0 is the base network, 7 is about EfficientNet-B7.")
+@click.option("--multiply-adds", metavar="AMOUNT", help="At most so many, such as 60M or 1.2G.")
+@click.option("--parameters", metavar="AMOUNT", help="At most so many, such as 3M.")
+@click.option("--size-bytes", metavar="AMOUNT", help="Weights of the file at most, such as 2MB or 2MiB.")
+@click.option("--peak-activation-bytes", metavar="AMOUNT", help="Activations at most, such as 512KiB.")
+@click.option("--precision", type=click.Choice(["float32", "int8"]), default="int8", show_default=True,
+              help="Of the file that bytes are for.")  # fmt: skip
+@click.option("--resolution", type=int, help="Side of the image in pixels; default the paper's, scaled by phi.")
+@click.option("--classes", type=int, help="Number of logits; default the paper's.")
+@_JSON
+def models_scale(
+    family: str, phi: float | None, precision: Any, resolution: int | None, classes: int | None, as_json: bool,
+    **limits: str | None,
+) -> None:  # fmt: skip
+    """Find the member of FAMILY at a compound coefficient, or the largest that keeps within a budget."""
     from dataclasses import asdict
 
+    from pipeline.model_tables import member_lines
+
+    _quiet_models()
+    from models.scaling import Budget, compound_member, fit_budget, parse_amount
+
+    with _bad_input():
+        shape = None if resolution is None else (resolution, resolution, 3)
+        given = {name: parse_amount(amount) for name, amount in limits.items() if amount is not None}
+        if (phi is None) == (not given):
+            raise _input_error("Expected either --phi or limits, such as --multiply-adds 60M.")
+        if phi is not None:
+            member = compound_member(family, phi, input_shape=shape, num_classes=classes, precision=precision)
+        else:
+            budget = Budget(precision=precision, **given)
+            member = fit_budget(family, budget, input_shape=shape, num_classes=classes)
+    if as_json:
+        click.echo(json.dumps(asdict(member), indent=2))
+        return
+    _print_pairs(member_lines(asdict(member)))
+
+
+@command(models_group, "save")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write, FILE.keras.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random weights.")
+@_network_options
+@_JSON
+def models_save(name: str, out: Path, seed: int, options: dict[str, Any], as_json: bool) -> None:
+    """Write a network with fresh random weights as a .keras file, to train it anywhere with Keras."""
+    from pipeline.network import save_fresh_network
+
+    # OpenVINO compiles a graph for each of the weights that it hands out: 20 s for MobileNetV2, here 0.4 s.
+    models = _quiet_models("numpy")
+    with _bad_input():
+        saved = save_fresh_network(name, out, seed=seed, options=_checked_size(models, name, options))
+    if as_json:
+        click.echo(json.dumps(saved, indent=2))
+        return
+    click.echo(f"{saved['path']}: {saved['name']}, {saved['parameters']:,} parameters, {saved['size_bytes']:,} bytes")
+
+
+def _checked_size(models: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a network, without an image size for one that takes none."""
+    spec = models.find(name)
+    if options["input_shape"] is not None and spec.input_kind != "image":
+        shape = "x".join(map(str, spec.input_shape))
+        raise _input_error(f"{name} takes features of the shape {shape}, not images: leave out --size.")
+    return options
+
+
+@contextlib.contextmanager
+def _bad_input() -> Iterator[None]:
+    """Makes what `models` refuses an error of bad input."""
+    try:
+        yield
+    except ValueError as error:
+        raise _input_error(str(error)) from error
+
+
+def _input_error(message: str) -> Exception:
     from pipeline.errors import InputError
 
-    def facts(models: Any) -> dict[str, Any]:
-        shape = (*(size or (models.find(name).resolution,) * 2), 3)
-        described = models.describe(name, input_shape=shape, width=width, num_classes=classes)
-        model = models.build(name, input_shape=shape, width=width, num_classes=classes)
-        return {**described, "layers": [asdict(row) for row in models.layer_table(model)]}
-
-    try:
-        described = _with_quiet_backend(facts)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if as_json:
-        click.echo(json.dumps(described, indent=2))
-        return
-    layers = described.pop("layers")
-    for key, value in described.items():
-        click.echo(f"{key}: {value}")
-    rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()) for row in layers]
-    _print_table("", tuple(layers[0]), rows)
+    return InputError(message)
 
 
 @main.group("devices")
@@ -614,6 +876,30 @@ def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str,
     Console(width=width, highlight=False).print(table)
 
 
+def _print_sections(columns: tuple[str, ...], sections: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+    """Prints a table of sections under titles; it needs no more than 120 columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    cells = [row for rows in sections.values() for row in rows]
+    for index, column in enumerate(columns):
+        numeric = index > 1 and all(_is_number(row[index].rstrip("BGKMikx")) for row in cells)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=index == 0)
+    for title, rows in sections.items():
+        table.add_row(title, style="bold")
+        for first, *rest in rows:
+            table.add_row(f"  {first}", *rest)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+
+
+def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    indent = max(len(name) for name, _ in pairs) + 2
+    for name, text in pairs:
+        click.echo(textwrap.fill(f"{name:<{indent}}{text}", 120, subsequent_indent=" " * indent))
+
+
 def _is_number(cell: str) -> bool:
     return not cell.strip("-+0123456789.,–% ") or cell.strip("-") == ""
 
@@ -622,12 +908,12 @@ def _cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _with_quiet_backend(function: Callable[[Any], Any]) -> Any:
-    """Calls a function with the package `models`, and the Keras backend that starts fastest and says least."""
-    os.environ["KERAS_BACKEND"] = "openvino"
+def _quiet_models(backend: str = "openvino") -> Any:
+    """The package `models`, on a Keras backend that starts fast and says little."""
+    os.environ["KERAS_BACKEND"] = backend
     import models
 
-    return function(models)
+    return models
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From the selected artifact of a run to a release on a device.
 
-A release carries the model, its labels, the pre-processing record, golden images with the logits that the exported
+A release carries the model, its labels, the pre-processing record, golden samples with what the exported
 model gave for them, and the keys of everything it was made from.
 """
 
@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 
 from devices.errors import DeviceError
-from devices.measurement import Case, SampleFile, predict
+from devices.measurement import Case, SampleFile
 from devices.profile import DeviceProfile
 from devices.release import SelfTest, install
+from pipeline.answers import answers_on
 from pipeline.errors import GateError, InputError
 from pipeline.runner import RunResult
+from pipeline.samples import output_file, reference_samples
+from pipeline.signature import Signature, read_signature
 from pipeline.targets.base import file_digest, model_files
 
-GOLDEN_IMAGES = 16
+GOLDEN_SAMPLES = 16
 GOLDEN_TOLERANCE = 0.02
 """How far a logit may lie from its golden value, as a share of the golden logits' range."""
 
@@ -51,16 +54,14 @@ def deploy(result: RunResult, profile: DeviceProfile, root: Path, scratch: Path)
         reason = selection.manifest.metrics["reason"] if selection else "the run did not get that far"
         raise GateError(f"There is nothing to deploy to {profile.name}: {reason}")
     exported = result.artifacts[f"export/{label}"]
-    data = json.loads(result.artifacts["data"].file("dataset.json").read_text(encoding="utf-8"))
+    data = _data_description(result)
     reference = result.artifacts["calibrate"]
-    images = np.load(reference.file("reference_images.npy"), mmap_mode="r")[:GOLDEN_IMAGES]
-    logits = np.load(result.artifacts[f"verify/{label}"].file("logits.npy"))[:GOLDEN_IMAGES]
-    np.save(scratch / "golden_images.npy", images)
-    np.save(scratch / "golden_logits.npy", logits)
+    signature = read_signature(reference.directory)
+    golden = _golden_files(signature, reference.directory, result.artifacts[f"verify/{label}"].directory, scratch)
     model = exported.file(exported.manifest.metrics["model"])
     files = {path.name: path for path in (*model_files(model), *sorted(scratch.glob("golden_*.npy")))}
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": result.recipe.name,
         "target": exported.manifest.metrics["target"],
         "precision": exported.manifest.metrics["precision"],
@@ -68,6 +69,7 @@ def deploy(result: RunResult, profile: DeviceProfile, root: Path, scratch: Path)
         "classes": data["classes"],
         "preprocess": data["preprocess"],
         "golden_tolerance": GOLDEN_TOLERANCE,
+        **golden,
         "files": {name: file_digest(path) for name, path in sorted(files.items())},
         "made_from": {name: artifact.manifest.key for name, artifact in sorted(_lineage(result, label).items())},
     }
@@ -88,31 +90,60 @@ def check_reachable(profile: DeviceProfile) -> None:
 
 
 def self_test_on(profile: DeviceProfile) -> SelfTest:
-    """Returns the self-test of releases: the golden images through the device's own runtime."""
+    """Returns the self-test of releases: the golden samples through the device's own runtime."""
 
     def run(directory: Path, manifest: Mapping[str, Any]) -> None:
-        golden = np.load(directory / "golden_logits.npy")
         case = Case(
             id=f"self-test of {manifest['name']}",
             runtime=manifest["target"],
             path=str(directory / manifest["model"]),
             sha256=manifest["files"][manifest["model"]],
         )
+        inputs = [
+            SampleFile(name=each["name"], path=str(directory / each["file"]), transform=each["transform"])
+            for each in manifest["inputs"]
+        ]
         with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-            images = SampleFile(path=str(directory / "golden_images.npy"))
-            answer = predict(profile, case, [images], None, scratch)
-            logits = np.load(answer.outputs[0].path)
-        limit = manifest["golden_tolerance"] * float(golden.max() - golden.min())
-        worst = float(np.abs(logits - golden).max()) if logits.shape == golden.shape else float("inf")
-        if not worst <= limit:
-            raise DeviceError(
-                f"The self-test of {manifest['name']} failed on {profile.name}: a logit differs by {worst:.4g} from "
-                f"its golden value, allowed are {limit:.4g}. The release in use was not changed."
-            )
+            signature = Signature.model_validate_json(json.dumps(manifest["signature"]), strict=True)
+            answers = answers_on(profile, case, inputs, signature, scratch=Path(scratch))
+        for each in manifest["outputs"]:
+            golden = np.load(directory / each["file"])
+            found = answers[each["name"]]
+            limit = manifest["golden_tolerance"] * float(golden.max() - golden.min())
+            worst = float(np.abs(found - golden).max()) if found.shape == golden.shape else float("inf")
+            if not worst <= limit:
+                raise DeviceError(
+                    f"The self-test of {manifest['name']} failed on {profile.name}: a value of {each['name']} differs "
+                    f"by {worst:.4g} from its golden value, allowed are {limit:.4g}. The release in use was not "
+                    f"changed."
+                )
 
     return run
 
 
+def _golden_files(signature: Signature, reference: Path, verified: Path, scratch: Path) -> dict[str, Any]:
+    """Writes the golden inputs and what the exported model gave for them; returns their part of the manifest."""
+    inputs, outputs = [], []
+    for index, sample in enumerate(reference_samples(reference, signature).for_device()):
+        file = f"golden_input_{index}.npy"
+        np.save(scratch / file, np.load(sample.path, mmap_mode="r")[:GOLDEN_SAMPLES])
+        inputs.append({"name": sample.name, "file": file, "transform": sample.transform})
+    for index, output in enumerate(signature.outputs):
+        file = f"golden_output_{index}.npy"
+        np.save(scratch / file, np.load(verified / output_file(index), mmap_mode="r")[:GOLDEN_SAMPLES])
+        outputs.append({"name": output.name, "file": file})
+    return {"signature": signature.model_dump(mode="json"), "inputs": inputs, "outputs": outputs}
+
+
+def _data_description(result: RunResult) -> dict[str, Any]:
+    """Returns classes and pre-processing; None of a model that has neither."""
+    data = result.artifacts.get("data")
+    if data is None:
+        return {"classes": None, "preprocess": None}
+    found: dict[str, Any] = json.loads(data.file("dataset.json").read_text(encoding="utf-8"))
+    return found
+
+
 def _lineage(result: RunResult, label: str) -> dict[str, Any]:
-    names = ("data", "train", "calibrate", f"export/{label}", f"verify/{label}")
-    return {name: result.artifacts[name] for name in names}
+    names = ("data", "model", "train", "calibrate", f"export/{label}", f"verify/{label}")
+    return {name: result.artifacts[name] for name in names if name in result.artifacts}

@@ -72,8 +72,12 @@ class StageExecutor:
             raise _as_own_error(stage, error) from error
         except PeerDiedError as error:
             self.close()
+            end = describe_end(error.returncode)
+            meant = stage.crash_error(end, error.stderr_tail)
+            if meant is not None:
+                raise meant from error
             raise StageCrashError(
-                f"The process of stage {_title(stage)} {describe_end(error.returncode)} before it answered. "
+                f"The process of stage {_title(stage)} {end} before it answered. "
                 f"Nothing of it was published; what was done before is kept, so run the same command again. "
                 f"Last words:\n{_tail(error.stderr_tail)}",
                 details=error.stderr_tail,

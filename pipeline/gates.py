@@ -89,6 +89,9 @@ class GateRow:
 def parity_rows(gates: GatesConfig, artifact: str, precision: str, verified: Mapping[str, Any]) -> list[GateRow]:
     """Returns the rows of one artifact's comparison with the reference.
 
+    A model without classes, or without a metric, has no row for what it can't have; `min_accuracy`, which a recipe
+    asks for, fails there.
+
     Args:
         gates: The limits.
         artifact: Its label.
@@ -100,9 +103,19 @@ def parity_rows(gates: GatesConfig, artifact: str, precision: str, verified: Map
     rows = [
         _at_most("max_logit_difference", artifact, limits.max_logit_difference, parity["max_logit_difference"]),
         _at_least("min_snr_db", artifact, limits.min_snr_db, parity["snr_db"]),
-        _at_least("min_top1_agreement", artifact, limits.min_top1_agreement, parity["top1_agreement"]),
-        _at_most("max_accuracy_drop", artifact, limits.max_accuracy_drop, verified["accuracy_drop"]),
-        _at_least("min_accuracy", artifact, gates.min_accuracy, verified["accuracy"]),
+        _at_least(
+            "min_top1_agreement",
+            artifact,
+            None if parity["top1_agreement"] is None else limits.min_top1_agreement,
+            parity["top1_agreement"],
+        ),
+        _at_most(
+            "max_accuracy_drop",
+            artifact,
+            None if verified["accuracy_drop"] is None else limits.max_accuracy_drop,
+            verified["accuracy_drop"],
+        ),
+        _measured_at_least("min_accuracy", artifact, gates.min_accuracy, verified["accuracy"]),
     ]
     return [row for row in rows if row is not None]
 
@@ -161,3 +174,9 @@ def _at_least(name: str, artifact: str, limit: float | None, value: float | None
     if limit is None:
         return None
     return GateRow(name, artifact, None, limit, value, value is None or value >= limit - 1e-12)
+
+
+def _measured_at_least(name: str, artifact: str, limit: float | None, value: float | None) -> GateRow | None:
+    if limit is None:
+        return None
+    return GateRow(name, artifact, None, limit, value, value is not None and value >= limit - 1e-12)

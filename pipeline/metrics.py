@@ -6,6 +6,7 @@ All functions take logits `(images, classes)` float32 and labels `(images,)` int
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,30 +99,54 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     return float(math.exp(found.x))
 
 
-def parity(reference: Logits, logits: Logits) -> dict[str, float | None]:
-    """Compares logits with the reference's on the same images.
+def parity(reference: Logits, values: Logits, *, classes: bool = True) -> dict[str, float | None]:
+    """Compares outputs with the reference's on the same samples.
+
+    Args:
+        reference: `(count, ...)`.
+        values: The same shape.
+        classes: Whether the largest value of a row names a class.
 
     Returns:
-        `logit_range` (largest minus smallest reference logit), `max_logit_difference` and
+        `logit_range` (largest minus smallest reference value), `max_logit_difference` and
         `mean_logit_difference` as shares of that range, `snr_db` (power of the reference over power of the
-        difference, in decibels; None where they are equal to the bit), `top1_agreement` (0..1).
+        difference, in decibels; None where they are equal to the bit), `top1_agreement` (0..1; None without
+        classes).
 
     Raises:
-        ValueError: The shapes differ, or a logit is not finite.
+        ValueError: The shapes differ, or a value is not finite.
     """
-    if reference.shape != logits.shape:
-        raise ValueError(f"Reference logits are {reference.shape}, the others {logits.shape}.")
-    if not (np.isfinite(reference).all() and np.isfinite(logits).all()):
+    if reference.shape != values.shape:
+        raise ValueError(f"Reference logits are {reference.shape}, the others {values.shape}.")
+    if not (np.isfinite(reference).all() and np.isfinite(values).all()):
         raise ValueError("A logit is NaN or infinite.")
     expected = reference.astype(np.float64)
-    difference = logits.astype(np.float64) - expected
+    difference = values.astype(np.float64) - expected
     logit_range = float(expected.max() - expected.min()) or 1.0
     noise = float((difference**2).mean())
     signal = float((expected**2).mean())
+    agreement = float((reference.argmax(axis=1) == values.argmax(axis=1)).mean()) if classes else None
     return {
         "logit_range": logit_range,
         "max_logit_difference": float(np.abs(difference).max()) / logit_range,
         "mean_logit_difference": float(np.abs(difference).mean()) / logit_range,
         "snr_db": None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
-        "top1_agreement": float((reference.argmax(axis=1) == logits.argmax(axis=1)).mean()),
+        "top1_agreement": agreement,
+    }
+
+
+def worst_parity(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Returns the worst of what `parity` found for several outputs, value by value.
+
+    Args:
+        rows: One for each output; the first one's agreement of classes counts.
+    """
+    noisy = [row["snr_db"] for row in rows if row["snr_db"] is not None]
+    worst = max(rows, key=lambda row: row["max_logit_difference"] or 0.0)
+    return {
+        "logit_range": worst["logit_range"],
+        "max_logit_difference": worst["max_logit_difference"],
+        "mean_logit_difference": max(row["mean_logit_difference"] or 0.0 for row in rows),
+        "snr_db": min(noisy) if noisy else None,
+        "top1_agreement": rows[0]["top1_agreement"],
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +15,9 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 import models
-from pipeline.errors import StageError
+from models.pretrained import IMAGENET
+from models.scaling import compound_scaling
+from pipeline.errors import InputError, StageError
 from pipeline.stages.base import FrozenConfig
 
 if TYPE_CHECKING:
@@ -26,42 +31,110 @@ FAKE_NETWORK = "fake"
 PREDICTION_BATCH = 64
 
 
-class ModelConfig(FrozenConfig):
+class NetworkOptions(FrozenConfig):
+    """What can be chosen of a network besides its size.
+
+    Attributes:
+        dropout: Share of features dropped before the last layer; None takes the paper's.
+        drop_path: Share of the samples for which the last residual block is skipped in training (stochastic depth);
+            None takes the paper's.
+        activation: The principal nonlinearity; None takes the paper's. relu6 quantizes well everywhere.
+        squeeze_excite: Whether blocks gate their channels; None as in the paper.
+        early_stride: True for the paper's strides, False for the variant for small images; None chooses by the
+            image size (`models.default_early_stride`).
+        batch_norm_momentum: Weight of the old value in the moving averages; None takes the family's.
+        weights: What training starts from: `imagenet`, or the path of a .keras file, a .weights.h5 file or an
+            artifact of Edgeship; None starts from random weights.
+    """
+
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    activation: models.Activation | None = None
+    squeeze_excite: bool | None = None
+    early_stride: bool | None = None
+    batch_norm_momentum: float | None = Field(default=None, gt=0, lt=1)
+    weights: str | None = Field(default=None, min_length=1)
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options that were given, as keyword arguments of `models.build`."""
+        return self.model_dump(include=set(NetworkOptions.model_fields) - {"weights"}, exclude_none=True)
+
+
+class ModelConfig(NetworkOptions):
     """Which network: a row of `models.MODELS` and its options.
 
     Attributes:
         name: Key of `models.MODELS`, or `fake`.
         width: Width multiplier, for the families that have one.
-        dropout: Share of features dropped before the last layer; None takes the paper's.
-        early_stride: True for the paper's strides, False for the variant for small images; None chooses by the
-            image size (`models.default_early_stride`).
-        batch_norm_momentum: Weight of the old value in the moving averages; None takes the family's.
+        depth: Depth multiplier, for the families that have one.
+        phi: Compound coefficient (Tan and Le 2019), for the families with width and depth: stands for both.
     """
 
     name: str
     width: float | None = Field(default=None, gt=0, le=4)
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    early_stride: bool | None = None
-    batch_norm_momentum: float | None = Field(default=None, gt=0, lt=1)
+    depth: float | None = Field(default=None, gt=0, le=8)
+    phi: float | None = Field(default=None, ge=-4, le=8)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.name == FAKE_NETWORK:
-            given = self.options()
+            given = self.model_dump(exclude={"name"}, exclude_none=True)
             if given:
                 raise ValueError(f"{next(iter(given))} belongs to a real network, not to fake: leave it out.")
             return self
         try:
             spec = models.find(self.name)
         except ValueError as error:
-            raise ValueError(f"name: {error}") from error
-        if self.width not in (None, 1.0) and not spec.has_width:
-            raise ValueError(f"width is {self.width:g}, but {self.name} has no width multiplier: leave it out.")
+            raise ValueError(f"model.name: {error}") from error
+        if spec.input_kind != "image":
+            raise ValueError(
+                f"model.name is {self.name}, which takes features {spec.input_shape} and no images: write it with "
+                f"edgeship models save {self.name} --out {self.name}.keras, train it where its data are, and give "
+                f"model.path."
+            )
+        if self.phi is not None:
+            beside = " and ".join(name for name in ("width", "depth") if getattr(self, name) is not None)
+            if beside:
+                raise ValueError(f"phi stands for width and depth, but {beside} is given too: leave one out.")
+            if not (spec.has_width and spec.has_depth):
+                raise ValueError(f"phi is {self.phi:g}, but {self.name} has no compound scaling: leave it out.")
+        neutral = {"width": 1.0, "depth": 1.0, "activation": spec.activation, "squeeze_excite": spec.squeeze_excite}
+        options = {name: value for name, value in self.options().items() if neutral.get(name) != value}
+        models.check_options(
+            spec, **{name: value for name, value in options.items() if value or name == "early_stride"}
+        )
         return self
 
     def options(self) -> dict[str, Any]:
         """Returns the options that were given, as keyword arguments of `models.build`."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
+        chosen = super().options() | self.model_dump(include={"width", "depth"}, exclude_none=True)
+        if self.phi is not None:
+            scaling = compound_scaling(self.phi)
+            chosen |= {"width": scaling.width, "depth": scaling.depth}
+        return chosen
+
+
+def weights_fingerprint(weights: str) -> str:
+    """Returns what stands for weights in a key: `imagenet`, or the digest of the files at a path.
+
+    Raises:
+        InputError: There is nothing, or it can't be read.
+    """
+    if weights == IMAGENET:
+        return IMAGENET
+    path = Path(weights).expanduser()
+    files = [path / name for name in (NETWORK_FILE, WEIGHTS_FILE)] if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise InputError(
+            f"model.weights is {weights}, but {error.filename or path} can't be read ({error.strerror or error}): "
+            f"expected imagenet, a .keras file, a .weights.h5 file, or an artifact of train or calibrate."
+        ) from error
+    return digest.hexdigest()
 
 
 def build_network(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> keras.Model:
@@ -108,6 +181,48 @@ def load_network(directory: Path) -> keras.Model:
     except (ValueError, OSError) as error:
         raise StageError(f"The weights in {directory} don't fit {description['model']['name']}: {error}.") from error
     return model
+
+
+def save_fresh_network(name: str, path: Path, *, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Writes a network with random weights as a `.keras` file, which Keras loads without Edgeship.
+
+    Args:
+        name: Key of `models.MODELS`.
+        path: The file; there must be none.
+        seed: Of the random weights.
+        options: Keyword arguments of `models.build`.
+
+    Returns:
+        `name`, `path`, `parameters` (all of them), `size_bytes` and `seed`.
+
+    Raises:
+        InputError: The path is no new `.keras` file in a directory that can be written.
+        ValueError: As in `models.build`.
+    """
+    if path.suffix != ".keras":
+        raise InputError(f"{path} is no name for a Keras file: end it in .keras.")
+    if path.exists():
+        raise InputError(f"{path} is there already and may be trained: give another name, or remove it.")
+    # Keras draws the seeds of its initializers from here; keras.utils.set_random_seed would load TensorFlow.
+    random.seed(seed)
+    model = models.build(name, **options)
+    # Beside it and renamed: nobody reads half a file.
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.keras")
+    try:
+        model.save(scratch)
+        scratch.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror or error}.") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    size = path.stat().st_size
+    return {
+        "name": name,
+        "path": str(path),
+        "parameters": model.count_params(),
+        "size_bytes": size,
+        "seed": seed,
+    }
 
 
 def predict_logits(model: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -6,11 +6,12 @@ Every message names the file and the line, or the `--set` that brought the value
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeGuard, get_args, get_origin
@@ -21,10 +22,13 @@ from pydantic_core import ErrorDetails
 from models.spec import MIN_RESOLUTION
 from pipeline.errors import RecipeError
 from pipeline.gates import GatesConfig
+from pipeline.model_config import AnyModelConfig, BudgetModelConfig, OwnModelConfig, form_of_model
 from pipeline.network import FAKE_NETWORK, ModelConfig
 from pipeline.recipe_matrix import combinations
 from pipeline.reference import CalibrateConfig, QuantizationConfig
-from pipeline.sources import DataConfig
+from pipeline.sources import RecipeData
+from pipeline.sources.base import SourceConfig
+from pipeline.sources.samples import RandomConfig
 from pipeline.stages.base import FrozenConfig
 from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.stages.export import ExportConfig
@@ -40,8 +44,9 @@ class Recipe(FrozenConfig):
 
     Attributes:
         name: Names the directory under `runs/`.
-        data: Where the images come from and how they are split and resized.
-        model: The network.
+        data: Where the images come from and how they are split and resized; for a model of one's own also arrays, or
+            random samples, which stand for data that is not given.
+        model: The network, by name or by budget, or a model of one's own.
         train: How it is trained.
         calibrate: How its confidence is calibrated.
         quantization: What int8 takes its ranges from.
@@ -53,8 +58,8 @@ class Recipe(FrozenConfig):
     """
 
     name: Annotated[str, Field(pattern=_NAME.pattern, max_length=100)]
-    data: DataConfig
-    model: ModelConfig
+    data: RecipeData = RandomConfig()
+    model: AnyModelConfig
     train: TrainConfig = TrainConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
     quantization: QuantizationConfig = QuantizationConfig()
@@ -68,24 +73,58 @@ class Recipe(FrozenConfig):
     def _fits_together(self) -> Self:
         if len(set(self.devices)) != len(self.devices):
             raise ValueError(f"devices names one twice: {', '.join(self.devices)}.")
+        if isinstance(self.model, OwnModelConfig):
+            return self._own_model_fits(self.model)
         fake_targets = [target for target in self.export.targets if target == "fake"]
-        if self.model.name == FAKE_NETWORK:
+        if isinstance(self.model, ModelConfig) and self.model.name == FAKE_NETWORK:
+            self._images("fake")
             if len(fake_targets) != len(self.export.targets):
                 raise ValueError(
                     f"model.name is fake, which only the target fake can run, but export.targets is "
                     f"{', '.join(self.export.targets)}: set export.targets to [fake], or choose a real network."
                 )
             return self
+        name = self.model.family if isinstance(self.model, BudgetModelConfig) else self.model.name
+        data = self._images(name)
         if fake_targets:
             raise ValueError(
                 f"export.targets names fake, which runs the network fake alone, but model.name is "
-                f"{self.model.name}: leave fake out."
+                f"{name}: leave fake out."
             )
-        if min(self.data.size) < MIN_RESOLUTION:
+        if self.train.epochs == 0 and self.model.weights is None:
+            raise ValueError("train.epochs is 0, but model.weights is not given: train, or name weights to take as is.")
+        if min(data.size) < MIN_RESOLUTION:
             raise ValueError(
-                f"data.size is {list(self.data.size)}, but {self.model.name} takes at least {MIN_RESOLUTION} pixels "
+                f"data.size is {list(data.size)}, but {name} takes at least {MIN_RESOLUTION} pixels "
                 f"a side: set data.size to [{MIN_RESOLUTION}, {MIN_RESOLUTION}] or more; smaller images are enlarged."
             )
+        return self
+
+    def _images(self, network: str) -> SourceConfig:
+        """Returns the data of a network that is trained, which must be labelled images."""
+        if isinstance(self.data, SourceConfig):
+            return self.data
+        if "data" not in self.model_fields_set:
+            raise ValueError("data is missing. Add it to the recipe: where the images come from.")
+        raise ValueError(
+            f"data.source is {self.data.source}, which serves a model of one's own (model.path), but {network} is "
+            f"trained on images: choose digits, image_folder or npz."
+        )
+
+    def _own_model_fits(self, model: OwnModelConfig) -> Self:
+        if "train" in self.model_fields_set:
+            raise ValueError("train is given, but model.path names a model that is taken as it is: leave train out.")
+        if "calibrate" in self.model_fields_set:
+            raise ValueError("calibrate is given, but model.path names a model that is taken as it is: leave it out.")
+        if "fake" in self.export.targets:
+            raise ValueError("export.targets names fake, which runs the network fake alone: leave fake out.")
+        if model.metric is not None and isinstance(self.data, RandomConfig):
+            raise ValueError(
+                f"model.metric is {model.metric}, but the data are random: give data with labels or targets, such as "
+                f"data: {{source: arrays, path: samples.npz}}."
+            )
+        if self.gates.min_accuracy is not None and model.metric == "mse":
+            raise ValueError("gates.min_accuracy is given, but model.metric is mse, which is better the lower it is.")
         return self
 
 
@@ -130,8 +169,9 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
 def recipe_schema() -> dict[str, Any]:
     """Returns the JSON schema of a recipe file, `matrix` included, for editors that complete YAML."""
     schema = Recipe.model_json_schema()
-    for part in (schema, *schema["$defs"].values()):
-        _describe_fields(part)
+    _describe_fields(schema)
+    for name, part in schema["$defs"].items():
+        _describe_fields(part, _inherited(name))
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Edgeship recipe"
     schema["properties"]["matrix"] = {
@@ -142,17 +182,30 @@ def recipe_schema() -> dict[str, Any]:
     return schema
 
 
-def _describe_fields(schema: dict[str, Any]) -> None:
-    """Moves what a class's docstring says about its fields to the fields."""
+def _describe_fields(schema: dict[str, Any], inherited: Sequence[str] = ()) -> None:
+    """Moves what a class's docstring, and those of the classes above it, say about fields to the fields."""
     summary, _, section = schema.get("description", "").partition("\n\nAttributes:\n")
-    if not section:
-        return
-    schema["description"] = summary
-    entries = re.split(r"^    (?=\w+:)", section.partition("\n\n")[0], flags=re.MULTILINE)
-    for entry in entries[1:]:
-        name, _, text = entry.partition(":")
-        if name in schema["properties"]:
-            schema["properties"][name]["description"] = " ".join(text.split())
+    if section:
+        schema["description"] = summary
+    for text in (section, *inherited):
+        entries = re.split(r"^    (?=\w+:)", text.partition("\n\n")[0], flags=re.MULTILINE)
+        for entry in entries[1:]:
+            name, _, words = entry.partition(":")
+            if name in schema["properties"]:
+                schema["properties"][name].setdefault("description", " ".join(words.split()))
+
+
+def _inherited(name: str) -> list[str]:
+    """Returns the attribute sections of the classes above a config class."""
+    above = next((known.__mro__[1:] for known in _subclasses(FrozenConfig) if known.__name__ == name), ())
+    documents = [inspect.getdoc(each) or "" for each in above if _is_model(each) and each.__module__ != "pydantic.main"]
+    return [text.partition("\n\nAttributes:\n")[2] for text in documents]
+
+
+def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _subclasses(below)
 
 
 def _validate(source: YamlSource) -> Recipe:
@@ -305,6 +358,10 @@ def _place_of_subject(source: YamlSource, path: KeyPath, text: str) -> str:
     return f"{place} (with {', '.join(beside)})" if beside else place
 
 
+_MODEL_FORMS = ("by name", "by budget", "by path")
+"""The tags that tell the forms of the model section apart."""
+
+
 def _without_tags(source: YamlSource, location: Iterable[str | int]) -> KeyPath:
     """Drops what pydantic adds for the chosen member of a union: it is no key of the file."""
     path: list[str | int] = []
@@ -312,6 +369,8 @@ def _without_tags(source: YamlSource, location: Iterable[str | int]) -> KeyPath:
     for part in location:
         tags = data.values() if isinstance(data, dict) and part not in data else ()
         if path == ["data"] and part in tags:
+            continue
+        if path == ["model"] and part in _MODEL_FORMS:
             continue
         path.append(part)
         if isinstance(data, dict):
@@ -350,6 +409,8 @@ def _member(annotation: Any, data: Any) -> Any:
             field = member.model_fields.get("source") if _is_model(member) else None
             if field is not None and isinstance(data, dict) and data.get("source") in get_args(field.annotation):
                 return member
+            if get_origin(member) is Annotated and get_args(member)[1].tag == form_of_model(data):
+                return get_args(member)[0]
         return get_args(annotation)[0]
     return annotation
 

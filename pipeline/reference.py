@@ -16,6 +16,7 @@ from pydantic import Field
 
 from pipeline.errors import DataError
 from pipeline.quantization.calibration_set import draw_calibration_set
+from pipeline.samples import calibration_input_file, reference_input_file, reference_output_file
 from pipeline.stages.base import FrozenConfig
 
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -67,9 +68,9 @@ def write_reference(data: Path, out_dir: Path, predict: Predict) -> dict[str, An
             )
         images = np.concatenate([images, more])
     logits: npt.NDArray[np.float32] = predict(images)
-    np.save(out_dir / "reference_images.npy", images)
+    np.save(out_dir / reference_input_file(0), images)
     np.save(out_dir / "reference_labels.npy", labels)
-    np.save(out_dir / "reference_logits.npy", logits)
+    np.save(out_dir / reference_output_file(0), logits)
     return {"reference_images": len(images), "test_images": num_test}
 
 
@@ -88,7 +89,7 @@ def write_calibration_set(data: Path, out_dir: Path, config: QuantizationConfig)
             record = json.loads(line)
             if record["split"] == "train" and record["row"] in chosen:
                 names[record["row"]] = (record["name"], record["digest"])
-    np.save(out_dir / "calibration_images.npy", np.load(data / "train_images.npy", mmap_mode="r")[rows])
+    np.save(out_dir / calibration_input_file(0), np.load(data / "train_images.npy", mmap_mode="r")[rows])
     return {
         "seed": config.seed,
         "count": len(rows),

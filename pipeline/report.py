@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.gates import GateRow
+from pipeline.model_config import OwnModelConfig
 from pipeline.runner import RunResult
 
 
@@ -58,9 +59,12 @@ def _data(result: RunResult) -> dict[str, Any] | None:
 
 def _network(result: RunResult) -> dict[str, Any] | None:
     trained, calibrated = _metrics(result, "train"), _metrics(result, "calibrate")
+    chosen = _metrics(result, "model")
+    if isinstance(result.recipe.model, OwnModelConfig):
+        return None if chosen is None else {**chosen, "reference": calibrated}
     if trained is None:
-        return None
-    known = dict(trained)
+        return None if chosen is None else {"fitted": chosen}
+    known = dict(trained) | ({"fitted": chosen} if chosen else {})
     if calibrated is not None:
         known |= {
             "temperature": calibrated["temperature"],
@@ -87,7 +91,9 @@ def _artifact(result: RunResult, name: str) -> dict[str, Any]:
         "key": artifact.manifest.key,
     }
     verified = _metrics(result, name.replace("export/", "verify/", 1)) or {}
-    for field in ("accuracy", "accuracy_interval", "accuracy_drop", "ece", "nll", "brier", "parity", "images"):
+    for field in (
+        "metric", "accuracy", "accuracy_interval", "accuracy_drop", "ece", "nll", "brier", "parity", "outputs", "images"
+    ):  # fmt: skip
         row[field] = verified.get(field)
     if "calibration_set_sha256" in exported:
         row["calibration_set_sha256"] = exported["calibration_set_sha256"]
@@ -172,8 +178,8 @@ def table_rows(report: Mapping[str, Any], device: str) -> list[tuple[str, ...]]:
             (
                 artifact["target"],
                 artifact["precision"],
-                _percent(artifact["accuracy"]),
-                f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else "-",
+                _quality(artifact, artifact["accuracy"], 2),
+                "–".join(_quality(artifact, value, 1) for value in interval) if interval else "-",
                 _points(artifact["accuracy_drop"]),
                 _percent(artifact["ece"]),
                 *(_number(latency.get(name), 3) for name in ("p50", "p90", "p99")),
@@ -198,6 +204,16 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
             f"{network['temperature']:.3f} takes the calibration error from {_percent(before['ece'])} to "
             f"{_percent(after['ece'])} %, the negative log-likelihood from {before['nll']:.4f} to {after['nll']:.4f}."
         )
+    if "fitted" in network:
+        found, limits = network["fitted"], network["fitted"]["budget"]
+        words = ", ".join(f"{name.replace('_', ' ')} up to {value:,}" for name, value in limits.items())
+        lines.append(
+            f"Budget ({words}): {found['model']['name']}, width {found['model']['width']:g}, depth "
+            f"{found['model']['depth']:g}, with {found['multiply_adds']:,} multiply-adds and {found['parameters']:,} "
+            f"parameters."
+        )
+    if network.get("reference"):
+        lines.append(_own_model_line(network))
     lines += [
         f"Selected for {name}: {selection['reason']}" if selection["selected"] else selection["reason"]
         for name, selection in report["selected"].items()
@@ -209,6 +225,18 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     lines += [f"Failed: {message}" for message in report["failures"]]
     lines += [f"Gate failed: {sentence}." for sentence in failed_gates(report)]
     return lines
+
+
+def _own_model_line(network: Mapping[str, Any]) -> str:
+    """Returns what is known of a model of one's own, as it answers in its own framework."""
+    reference, quality = network["reference"], network["reference"]["quality"]
+    kind = "random" if reference["random"] else "recorded"
+    text = f"The model itself ({network['format']}) answered {reference['reference_samples']} {kind} samples"
+    if quality["metric"] is None:
+        return f"{text}; it has no metric, so accuracy is left out."
+    if quality["metric"] == "top1":
+        return f"{text}, {_percent(quality['accuracy'])} % of them right."
+    return f"{text} with {quality['metric']} {quality['accuracy']:.4g}."
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -276,6 +304,9 @@ def _cell(text: str) -> str:
 
 
 def _counts(data: Mapping[str, Any]) -> str:
+    if "num_test_samples" in data:
+        counts = [f"{data[f'num_{split}_samples']} {split}" for split in ("train", "test")]
+        return f"{' and '.join(counts)} samples of {data['num_inputs']} inputs"
     counts = [f"{data[f'num_{split}_images']} {split}" for split in ("train", "validation", "test")]
     text = f"{', '.join(counts)} images of {data['num_classes']} classes"
     extras = [
@@ -292,6 +323,13 @@ def _load(values: Sequence[float] | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _quality(artifact: Mapping[str, Any], value: float | None, digits: int) -> str:
+    """Returns a share in percent; of a mean squared error, the number itself."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if artifact["metric"] == "mse" else f"{100 * value:.{digits}f}"
 
 
 def _points(drop: float | None) -> str:

@@ -2,12 +2,15 @@
 
     data -> train -> calibrate -> export (each target x precision) -> verify (each) -> benchmark -> select (each device)
 
+A recipe with a budget has the stage `model` before `train`, which finds the network that fits. A model of one's own has
+`model`, which imports it, in place of `train`, and its own answers in place of `calibrate`.
 A stage whose artifact is in the store does no work. The report is written by `pipeline.run_directory`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -22,22 +25,32 @@ from devices.profile import DeviceProfile, load_profile
 from pipeline.artifacts import ArtifactStore
 from pipeline.errors import DataError, EdgeshipError, InputError, StageError
 from pipeline.executor import StageExecutor
+from pipeline.imports.description import ModelDescription
+from pipeline.imports.formats import TITLES, format_of
 from pipeline.keys import artifact_key, code_digest, tool_versions
 from pipeline.manifest import Artifact, Manifest
-from pipeline.network import FAKE_NETWORK
+from pipeline.model_config import BudgetModelConfig, OwnModelConfig
+from pipeline.network import FAKE_NETWORK, ModelConfig
 from pipeline.recipe import Recipe
 from pipeline.reference import MIN_PARITY_IMAGES
+from pipeline.sources.samples import ArraysConfig, RandomConfig
 from pipeline.stages.base import Stage, Tell
 from pipeline.stages.benchmark import BenchmarkStage
 from pipeline.stages.calibrate import CalibrateStage
 from pipeline.stages.data import DataStage
 from pipeline.stages.export import ExportStage
 from pipeline.stages.fake import FakeCalibrateStage, FakeTrainStage
+from pipeline.stages.fit import FitStage
+from pipeline.stages.import_model import ImportStage
+from pipeline.stages.reference_model import ReferenceStage
+from pipeline.stages.samples import SamplesStage
 from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
+from pipeline.targets import reachable
+from pipeline.targets.base import Precision, TargetName
 
-STAGES = ("data", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
+STAGES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
 """In the order in which they run."""
 
 
@@ -125,7 +138,7 @@ def check_sizes(recipe: Recipe, data: Mapping[str, Any]) -> None:
             to verify with.
     """
     train, validation, test = (data[f"num_{split}_images"] for split in ("train", "validation", "test"))
-    if recipe.model.name != FAKE_NETWORK and recipe.train.batch_size > train:
+    if not _is_fake(recipe) and recipe.train.batch_size > train:
         raise DataError(
             f"train.batch_size is {recipe.train.batch_size}, but the training split has {train} images. "
             f"Make the batch smaller or give more images."
@@ -140,6 +153,77 @@ def check_sizes(recipe: Recipe, data: Mapping[str, Any]) -> None:
             f"The test split has {test} images and validation {validation}; verifying needs at least "
             f"{MIN_PARITY_IMAGES} in both together. Give more images or larger test and validation fractions."
         )
+
+
+def _is_fake(recipe: Recipe) -> bool:
+    return isinstance(recipe.model, ModelConfig) and recipe.model.name == FAKE_NETWORK
+
+
+def reachable_exports(recipe: Recipe, model: OwnModelConfig) -> list[tuple[TargetName, Precision]]:
+    """Returns the targets and precisions that can be made from a model of one's own.
+
+    What the recipe names must be among them; where it leaves the choice, all of them are taken.
+
+    Raises:
+        InputError: There is no such model, or the recipe names what can't be reached from its format, and why.
+    """
+    kind = format_of(Path(model.path))
+    chosen = recipe.export.model_fields_set
+    found: list[tuple[TargetName, Precision]] = []
+    reasons = []
+    reach = reachable("saved_model" if kind == "keras" else kind)
+    for target in recipe.export.targets:
+        possible = reach[target]
+        if isinstance(possible, str):
+            if "targets" in chosen:
+                raise InputError(f"export.targets names {target}, but {model.path} can't go there: {possible}")
+            reasons.append(f"{target}: {possible}")
+            continue
+        refused = [precision for precision in recipe.export.precisions if precision not in possible]
+        if "precisions" in chosen and refused:
+            raise InputError(
+                f"export.precisions names {refused[0]}, but {target} makes {', '.join(possible)} from {TITLES[kind]}."
+            )
+        found += [(target, precision) for precision in recipe.export.precisions if precision in possible]
+    if not found:
+        raise InputError(f"{model.path} can't be exported to anything the recipe names. {' '.join(reasons)}")
+    return found
+
+
+def exports_of(
+    recipe: Recipe, found: list[tuple[TargetName, Precision]], imported: Mapping[str, Any]
+) -> list[tuple[TargetName, Precision]]:
+    """Returns what of the reachable exports fits what the imported file turned out to hold.
+
+    A file that is quantized already stays as it is. Integer precisions need samples to take their ranges from.
+
+    Args:
+        recipe: What is run.
+        found: Of `reachable_exports`.
+        imported: Metrics of the model stage.
+
+    Raises:
+        InputError: The recipe names a precision that can't be made.
+    """
+    chosen = "precisions" in recipe.export.model_fields_set
+    held = imported.get("precision")
+    if held not in (None, "none", "float32"):
+        kept = [(target, precision) for target, precision in found if precision == held]
+        if not kept or (chosen and len(kept) < len(found)):
+            raise InputError(
+                f"The model file holds {held}, from which no other precision can be made, but the recipe asks for "
+                f"{', '.join(dict.fromkeys(precision for _, precision in found))}; give the float32 model it came "
+                f"from, or set export.precisions to [{held}]."
+            )
+        return kept
+    if isinstance(recipe.data, RandomConfig):
+        if chosen and "int8" in recipe.export.precisions:
+            raise InputError(
+                "export.precisions has int8, which takes its ranges from samples, but the data are random: give "
+                "samples, such as data: {source: arrays, path: samples.npz}, or leave int8 out."
+            )
+        return [(target, precision) for target, precision in found if precision != "int8"]
+    return found
 
 
 def case_failures(device: str, cases: Sequence[Mapping[str, Any]]) -> list[DeviceError]:
@@ -158,14 +242,16 @@ def case_failures(device: str, cases: Sequence[Mapping[str, Any]]) -> list[Devic
     return failures
 
 
-def make_artifact(stage: Stage, store: ArtifactStore, tell: Tell) -> Artifact:
-    """Takes the artifact of a stage without inputs from the store, or makes it.
+def make_artifact(
+    stage: Stage, store: ArtifactStore, tell: Tell, inputs: Mapping[str, Artifact] | None = None
+) -> Artifact:
+    """Takes the artifact of a stage from the store, or makes it.
 
     Raises:
         EdgeshipError: The stage failed.
     """
     with StageExecutor(lambda event: tell({"stage": stage.stage, **event})) as executor:
-        artifact, _ = _take_or_make(stage.stage, stage, {}, store=store, executor=executor, tell=tell)
+        artifact, _ = _take_or_make(stage.stage, stage, inputs or {}, store=store, executor=executor, tell=tell)
     return artifact
 
 
@@ -175,6 +261,8 @@ class _Run:
     def __init__(self, recipe: Recipe, store: ArtifactStore, result: RunResult, tell: Tell) -> None:
         self._recipe, self._store, self._result, self._tell = recipe, store, result, tell
         self._name = ""
+        self._own: list[tuple[TargetName, Precision]] = []
+        """What a model of one's own is exported to; empty for a network."""
         self._executor = StageExecutor(lambda event: tell({"stage": self._name, **event}))
 
     def __enter__(self) -> _Run:
@@ -187,6 +275,7 @@ class _Run:
         """Runs the stages in order."""
         steps = {
             "data": self._data,
+            "model": self._model,
             "train": self._train,
             "calibrate": self._calibrate,
             "export": self._export,
@@ -199,31 +288,64 @@ class _Run:
                 steps[name]()
 
     def _data(self) -> None:
-        self._make("data", DataStage(source=self._recipe.data), {})
+        data = self._recipe.data
+        if isinstance(data, ArraysConfig):
+            self._make("data", SamplesStage(source=data), {})
+        elif not isinstance(data, RandomConfig):
+            self._make("data", DataStage(source=data), {})
+
+    def _model(self) -> None:
+        model, artifacts = self._recipe.model, self._result.artifacts
+        if isinstance(model, OwnModelConfig):
+            self._own = reachable_exports(self._recipe, model)
+            description = ModelDescription.model_validate(model.model_dump(exclude={"path"}))
+            self._make("model", ImportStage(path=model.path, description=description), {})
+            self._own = exports_of(self._recipe, self._own, artifacts["model"].manifest.metrics)
+        elif isinstance(model, BudgetModelConfig):
+            check_sizes(self._recipe, artifacts["data"].manifest.metrics)
+            self._make("model", FitStage(model=model), {"data": "data"})
 
     def _train(self) -> None:
-        recipe = self._recipe
-        check_sizes(recipe, self._result.artifacts["data"].manifest.metrics)
+        recipe, artifacts = self._recipe, self._result.artifacts
+        if isinstance(recipe.model, OwnModelConfig):
+            return
+        check_sizes(recipe, artifacts["data"].manifest.metrics)
         stage: Stage
-        if recipe.model.name == FAKE_NETWORK:
+        if _is_fake(recipe):
             stage = FakeTrainStage()
         else:
-            stage = TrainStage(model=recipe.model, train=recipe.train, backend=recipe.train.resolved_backend())
+            stage = TrainStage(model=self._network(), train=recipe.train, backend=recipe.train.resolved_backend())
         self._make("train", stage, {"data": "data"})
+
+    def _network(self) -> ModelConfig:
+        """Returns the network of the recipe; of one with a budget, the one that was found to fit."""
+        if isinstance(self._recipe.model, ModelConfig):
+            return self._recipe.model
+        fitted = self._result.artifacts["model"].manifest.metrics["model"]
+        return ModelConfig.model_validate(fitted)
 
     def _calibrate(self) -> None:
         recipe = self._recipe
-        kind = FakeCalibrateStage if recipe.model.name == FAKE_NETWORK else CalibrateStage
+        if isinstance(recipe.model, OwnModelConfig):
+            random = recipe.data if isinstance(recipe.data, RandomConfig) else None
+            roles = {"model": "model"} if random else {"model": "model", "data": "data"}
+            quantized = any(precision == "int8" for _, precision in self._own) and random is None
+            quantization = recipe.quantization if quantized else None
+            self._make("calibrate", ReferenceStage(quantization=quantization, random=random), roles)
+            return
+        kind = FakeCalibrateStage if _is_fake(recipe) else CalibrateStage
         stage = kind(calibrate=recipe.calibrate, quantization=recipe.quantization)
         self._make("calibrate", stage, {"data": "data", "train": "train"})
 
     def _export(self) -> None:
-        for target in self._recipe.export.targets:
-            for precision in self._recipe.export.precisions:
-                stage = ExportStage(
-                    target=target, precision=precision, reduce_range=self._reduce_range(target, precision)
-                )
-                self._try(f"export/{target}/{precision}", stage, {"calibrate": "calibrate"})
+        roles = {"calibrate": "calibrate"} | ({"model": "model"} if self._own else {})
+        for target, precision in self._own or self._everything():
+            stage = ExportStage(target=target, precision=precision, reduce_range=self._reduce_range(target, precision))
+            self._try(f"export/{target}/{precision}", stage, roles)
+
+    def _everything(self) -> list[tuple[TargetName, Precision]]:
+        """Returns every target with every precision, as the recipe has them."""
+        return list(itertools.product(self._recipe.export.targets, self._recipe.export.precisions))
 
     def _verify(self) -> None:
         for name in self._exported():
@@ -235,8 +357,9 @@ class _Run:
         for profile in self._result.profiles:
             host = host_facts() if profile.transport.kind == "local" else {}
             stage = BenchmarkStage(benchmark=self._recipe.benchmark, profile=profile, host=host)
-            roles = {name: name for name in self._exported()}
-            self._try(f"benchmark/{profile.name}", stage, {"data": "data", **roles})
+            inputs = [name for name in ("data", "calibrate") if name in self._result.artifacts]
+            roles = {name: name for name in (*inputs, *self._exported())}
+            self._try(f"benchmark/{profile.name}", stage, roles)
             measured = self._result.artifacts.get(f"benchmark/{profile.name}")
             if measured is not None:
                 self._result.failures += case_failures(profile.name, measured.manifest.metrics["cases"])

@@ -79,7 +79,9 @@ class Workplace:
     def python(self, code: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Outcome:
         return self.execute([sys.executable, "-c", code, *map(str, arguments)], env=env)
 
-    def execute(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Outcome:
+    def execute(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 120
+    ) -> Outcome:
         done = subprocess.run(
             command,
             check=False,
@@ -87,7 +89,7 @@ class Workplace:
             env=clean_environment(env),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout_s,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -133,6 +135,12 @@ def workplace(_seed_directory: Path, tmp_path: Path) -> Workplace:
     return Workplace(Path(shutil.copytree(_seed_directory, tmp_path / "place")))
 
 
+@pytest.fixture(scope="module")
+def module_workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """An empty directory that all tests of a module share."""
+    return Workplace(tmp_path_factory.mktemp("module"))
+
+
 @pytest.fixture
 def finished(_finished_directory: Path, tmp_path: Path) -> Workplace:
     """With the store and the run directory that a whole run left."""
@@ -174,7 +182,7 @@ for weight in network.weights:
         weight.assign(rng.normal(0, 0.2, weight.shape))
 save_network(network, source, config=config, classes=list("abcd"))
 write_saved_model(network, source)
-np.save(source / "calibration_images.npy", rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
+np.save(source / "calibration_input_0.npy", rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
 for target in ("litert", "onnxruntime", "openvino"):
     for precision in ("float32", "float16", "int8"):
         folder = out / target / precision

@@ -37,11 +37,10 @@ class _Samples(NamedTuple):
     transform: Optional[InputTransform]
     quantization: Optional[Quantization]
 
-    def prepared(self, index: int) -> Array[Any, Any]:
-        """What the input takes for one sample, C-contiguous."""
-        if self.transform is None:
-            return np.ascontiguousarray(self.stored[index]).reshape(self.feed.shape)
-        return self.prepared_row(index).reshape(self.feed.shape)
+    def fill(self, index: int, buffer: Array[Any, Any]) -> None:
+        """Puts one sample into a buffer of the input's shape, which runtimes may want to be writeable."""
+        row = self.stored[index] if self.transform is None else self.prepared_row(index)
+        buffer[...] = row.reshape(buffer.shape)
 
     def prepared_row(self, index: int) -> Array[Any, Any]:
         """What the transform makes of one sample, `(1, ...)`, of whatever shape that is."""
@@ -163,11 +162,14 @@ def predict(
         _OutputFile(record, os.path.join(out_dir, f"output_{index}.npy"), count)
         for index, record in enumerate(description["outputs"])
     ]
+    buffers = [np.empty(feed.shape, feed.dtype) for feed in feeds]
     correct = 0
     started = said = time.monotonic()
     try:
         for index in range(count):
-            answers = runner.infer([each.prepared(index) for each in samples])
+            for each, buffer in zip(samples, buffers):
+                each.fill(index, buffer)
+            answers = runner.infer(buffers)
             values = [file.add(index, answer) for file, answer in zip(files, answers)]
             if wanted is not None:
                 correct += _is_correct(values[0], wanted, index)
@@ -224,12 +226,9 @@ def _index_of(records: Sequence[Dict[str, Any]], name: Optional[str]) -> int:
 
 def _open(record: Dict[str, Any], feed: Feed, path: str, transform: Optional[Mapping[str, Any]]) -> _Samples:
     """The samples of one input, not yet looked at."""
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise AgentError(f"the samples {path} can't be read: {error}; expected a .npy file of numbers") from error
-    if not isinstance(stored, np.ndarray) or stored.ndim == 0:
-        raise AgentError(f"the samples {path} are no array (count, ...), one row a sample; write them with numpy.save")
+    stored = _read(path, "samples")
+    if stored.ndim == 0:
+        raise AgentError(f"the samples {path} are one number; expected an array (count, ...), one row a sample")
     if not len(stored):
         raise AgentError(f"{path} holds no samples; expected at least one")
     try:
@@ -240,6 +239,17 @@ def _open(record: Dict[str, Any], feed: Feed, path: str, transform: Optional[Map
     if quantization is not None and quantization["axis"] is not None and not _has_batch(feed):
         quantization = {**quantization, "axis": quantization["axis"] + 1}
     return _Samples(feed, path, stored, made, quantization)
+
+
+def _read(path: str, kind: str) -> Array[Any, Any]:
+    """The file mapped into memory."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise AgentError(f"the {kind} {path} can't be read: {error}; expected a .npy file of numbers") from error
+    if not isinstance(array, np.ndarray):
+        raise AgentError(f"the {kind} {path} are an archive of arrays; expected one array, written with numpy.save")
+    return array
 
 
 def _has_batch(feed: Feed) -> bool:
@@ -268,7 +278,7 @@ def _check(samples: _Samples) -> None:
 def _load_labels(path: Optional[str], count: int) -> Optional[Array[Any, Any]]:
     if path is None:
         return None
-    labels: Array[Any, Any] = np.load(path, allow_pickle=False)
+    labels = _read(path, "labels")
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise AgentError(f"the labels are {labels.dtype.name} {labels.shape}; expected whole numbers ({count},)")
     return labels

@@ -305,8 +305,10 @@ class InputTransform:
                     f"{name} has {len(value)} numbers, but the sample has the shape {sample.shape}; "
                     "expected one number for each channel of its last axis"
                 )
-        scaled: np.ndarray[Any, Any] = sample.astype(np.float32) * np.asarray(self.scale, np.float32)
-        return scaled + np.asarray(self.offset, np.float32)
+        scale, offset = np.asarray(self.scale, np.float32), np.asarray(self.offset, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # stored infinities and NaNs are passed on
+            scaled: np.ndarray[Any, Any] = sample.astype(np.float32) * scale + offset
+        return scaled
 
 
 def _is_float32(number: Any) -> bool:

@@ -16,8 +16,12 @@ Quantization = Mapping[str, Any]
 
 
 def dequantize(integers: Array[Any, Any], quantization: Quantization) -> Array[Any, Any]:
-    """The real values, float32, of the same shape."""
-    scale, zero_point = _along_axis(quantization, integers.ndim)
+    """The real values, float32, of the same shape.
+
+    Raises:
+        ValueError: There is not one scale for each index along the axis.
+    """
+    scale, zero_point = _along_axis(quantization, integers.shape)
     # In float64 the difference and the product are exact, so the result is rounded once.
     real: Array[Any, Any] = ((integers.astype(np.float64) - zero_point) * scale).astype(np.float32)
     return real
@@ -27,9 +31,9 @@ def quantize(values: Array[Any, Any], quantization: Quantization, dtype: str) ->
     """The integers nearest to real values, halves to the even one, clipped to the range of `dtype`.
 
     Raises:
-        ValueError: A value is not a number.
+        ValueError: A value is not a number, or there is not one scale for each index along the axis.
     """
-    scale, zero_point = _along_axis(quantization, values.ndim)
+    scale, zero_point = _along_axis(quantization, values.shape)
     return to_integers(np.rint(values.astype(np.float32) / scale.astype(np.float32)) + zero_point, dtype)
 
 
@@ -67,11 +71,16 @@ def quantization_record(
     return {"scale": scales, "zero_point": zero_points, "axis": axis if len(scales) > 1 else None}
 
 
-def _along_axis(quantization: Quantization, ndim: int) -> Tuple[Array[Any, Any], Array[Any, Any]]:
-    """Scale and zero point as float64 arrays that broadcast over a tensor of `ndim` dimensions."""
-    shape: List[int] = []
-    if quantization["axis"] is not None:
-        shape = [1] * ndim
-        shape[quantization["axis"]] = len(quantization["scale"])
-    scale = np.asarray(quantization["scale"], np.float64).reshape(shape)
-    return scale, np.asarray(quantization["zero_point"], np.float64).reshape(shape)
+def _along_axis(quantization: Quantization, shape: Tuple[int, ...]) -> Tuple[Array[Any, Any], Array[Any, Any]]:
+    """Scale and zero point as float64 arrays that broadcast over a tensor of that shape."""
+    axis, count = quantization["axis"], len(quantization["scale"])
+    broadcast: List[int] = []
+    if axis is not None:
+        if axis >= len(shape) or shape[axis] != count:
+            raise ValueError(
+                f"the tensor has the shape {shape}, but its quantization has {count} scales on axis {axis}"
+            )
+        broadcast = [1] * len(shape)
+        broadcast[axis] = count
+    scale = np.asarray(quantization["scale"], np.float64).reshape(broadcast)
+    return scale, np.asarray(quantization["zero_point"], np.float64).reshape(broadcast)

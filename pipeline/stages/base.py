@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.errors import EdgeshipError
+
 RESUME = ".resume"
 """Directory of `out_dir` that holds what a resumable stage needs after a kill; it is not published."""
 
@@ -57,6 +59,15 @@ class Stage(FrozenConfig, ABC):
             DataError: What it would read is not there.
         """
         return ""
+
+    def crash_error(self, end: str, last_words: str) -> EdgeshipError | None:  # noqa: ARG002 (for those who override)
+        """Returns what it means that the stage's process ended without an answer; None for a crash of the stage.
+
+        Args:
+            end: How it ended: "was ended by SIGSEGV", "exited with status 1".
+            last_words: The end of what it wrote to standard error.
+        """
+        return None
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:

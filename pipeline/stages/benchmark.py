@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from devices.errors import DeviceError
-from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, benchmark
 from devices.profile import DeviceProfile
+from pipeline.answers import answers_on
+from pipeline.errors import InputError
+from pipeline.judgement import UNJUDGED, judge
 from pipeline.manifest import read_manifest
-from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
+from pipeline.samples import SampleSet, split_samples
+from pipeline.signature import Signature, read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import TARGETS
 
@@ -57,7 +59,9 @@ class BenchmarkConfig(FrozenConfig):
 
 
 class BenchmarkStage(Stage):
-    """Reads `data` and one `export/<target>/<precision>` for each model; writes `benchmark.json`.
+    """Reads `calibrate`, `data` where there is any, and one `export/<target>/<precision>` a model.
+
+    Writes `benchmark.json`.
 
     Attributes:
         benchmark: How long.
@@ -90,10 +94,13 @@ class BenchmarkStage(Stage):
             for role, directory in inputs.items()
             if role.startswith("export/")
         ]
+        signature = read_signature(inputs["calibrate"])
+        judged = signature.metric is not None and "data" in inputs
+        samples = split_samples(inputs["data"], "test", signature) if judged else None
         result = benchmark(self.profile, cases, self.benchmark.settings(), tell=tell).model_dump(mode="json")
         for case, measured in zip(cases, result["cases"], strict=True):
-            if measured["error"] is None:
-                measured.update(self._accuracy(case, inputs["data"], out_dir, tell))
+            if measured["error"] is None and samples is not None:
+                measured.update(self._accuracy(case, samples, signature, out_dir, tell))
         (out_dir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return {
             "device": self.profile.name,
@@ -105,22 +112,16 @@ class BenchmarkStage(Stage):
             "cases": result["cases"],
         }
 
-    def _accuracy(self, case: Case, data: Path, out_dir: Path, tell: Tell) -> dict[str, Any]:
-        labels = np.load(data / "test_labels.npy")
-        tell({"message": f"accuracy of {case.id} on {len(labels)} test images"})
-        with tempfile.TemporaryDirectory(prefix=".logits-", dir=out_dir) as scratch:
-            images = SampleFile(path=str(data / "test_images.npy"))
-            try:
-                answer = predict(self.profile, case, [images], str(data / "test_labels.npy"), scratch, tell=tell)
-            except DeviceError as error:
-                return {"accuracy": None, "accuracy_reason": error.message}
-            logits = np.load(answer.outputs[0].path)
-        correct = count_correct(logits, labels)
-        return {
-            "accuracy": correct / len(labels),
-            "accuracy_interval": list(accuracy_interval(correct, len(labels))),
-            "ece": calibration_summary(logits, labels)["ece"],
-        }
+    def _accuracy(
+        self, case: Case, samples: SampleSet, signature: Signature, out_dir: Path, tell: Tell
+    ) -> dict[str, Any]:
+        tell({"message": f"accuracy of {case.id} on {len(samples)} test samples"})
+        try:
+            answers = answers_on(self.profile, case, samples.for_device(), signature, scratch=out_dir, tell=tell)
+            found = judge(signature, answers[signature.outputs[0].name], samples)
+        except (DeviceError, InputError) as error:
+            return {**UNJUDGED, "accuracy_reason": error.message}
+        return {name: found[name] for name in UNJUDGED}
 
 
 def _case(label: str, directory: Path, num_threads: int | None) -> Case:

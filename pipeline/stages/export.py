@@ -12,7 +12,8 @@ from pydantic import model_validator
 
 from pipeline.errors import StageError
 from pipeline.model_source import Calibration, ModelSource
-from pipeline.signature import read_signature
+from pipeline.samples import calibration_input_file
+from pipeline.signature import Signature, read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import TARGETS
 from pipeline.targets.base import Precision, TargetName
@@ -69,11 +70,10 @@ class ExportStage(Stage):
             StageError: The converter failed, or the file holds another precision than asked for.
         """
         target = TARGETS[self.target]
-        source = ModelSource(inputs["calibrate"], read_signature(inputs["calibrate"]))
+        # A network of ours lies beside its calibration set, an imported model in an artifact of its own.
+        source = ModelSource(inputs.get("model", inputs["calibrate"]), read_signature(inputs["calibrate"]))
         tell({"message": f"{self.target} {self.precision}"})
-        images = np.load(source.directory / "calibration_images.npy")
-        (image,) = source.signature.inputs
-        calibration = Calibration(source.signature, {image.name: images}, self.reduce_range)
+        calibration = _calibration(inputs["calibrate"], source.signature, reduce_range=self.reduce_range)
         path = target.export(source, self.precision, calibration, out_dir)
         summary = target.inspect(path)
         if summary.precision != self.precision:
@@ -92,7 +92,22 @@ class ExportStage(Stage):
             "note": target.notes.get(self.precision),
         }
         if self.precision == "int8":
-            metrics["calibration_set_sha256"] = hashlib.sha256(images.tobytes()).hexdigest()
-            metrics["calibration_images"] = len(images)
+            metrics["calibration_set_sha256"] = calibration_digest(calibration)
+            metrics["calibration_images"] = len(calibration)
             metrics["reduce_range"] = self.reduce_range
         return metrics
+
+
+def _calibration(directory: Path, signature: Signature, *, reduce_range: bool) -> Calibration:
+    """Returns the calibration set of an artifact; empty where it has none, as one made from random samples."""
+    files = {tensor.name: directory / calibration_input_file(index) for index, tensor in enumerate(signature.inputs)}
+    samples = {name: np.load(path, mmap_mode="r") for name, path in files.items() if path.is_file()}
+    return Calibration(signature, samples if len(samples) == len(files) else {}, reduce_range)
+
+
+def calibration_digest(calibration: Calibration) -> str:
+    """Returns the SHA-256 of the samples that integer ranges came from: the bytes of each input's array in turn."""
+    digest = hashlib.sha256()
+    for array in calibration.samples.values():
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError, StageError
+from models.pretrained import LoadedWeights, load_pretrained
+from pipeline.errors import DataError, InputError, StageError
 from pipeline.metrics import calibration_summary
-from pipeline.network import ModelConfig, build_network, predict_logits, save_network
+from pipeline.network import ModelConfig, build_network, predict_logits, save_network, weights_fingerprint
 from pipeline.stages.base import RESUME, Stage, Tell
 from pipeline.training.checkpoint import CheckpointDirectory, TrainingState
 from pipeline.training.config import Backend, TrainConfig
@@ -42,6 +43,20 @@ class TrainStage(Stage):
     def tool_names(self) -> tuple[str, ...]:
         """Keras, grain and the backend."""
         return ("grain", "keras", "numpy", self.backend)
+
+    def key_config(self) -> dict[str, Any]:
+        """Leaves out where weights lie: the fingerprint says what they are."""
+        config = super().key_config()
+        config["model"]["weights"] = None
+        return config
+
+    def fingerprint(self) -> str:
+        """Stands for the weights that training starts from in the artifact's key.
+
+        Raises:
+            InputError: There are none at the path.
+        """
+        return weights_fingerprint(self.model.weights) if self.model.weights is not None else ""
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Trains, from the last whole epoch where an interrupted run left one.
@@ -69,7 +84,7 @@ class TrainStage(Stage):
         validation = (np.load(data / "validation_images.npy"), np.load(data / "validation_labels.npy"))
         keras.utils.set_random_seed(self.train.seed)
         checkpoints = CheckpointDirectory(out_dir / RESUME)
-        model = self._fresh_network(images, len(classes))
+        model, loaded = self._fresh_network(images, classes)
         resumed = checkpoints.load(model)
         state = resumed or TrainingState()
         resumed_after_epoch = resumed.epochs_done if resumed else None
@@ -79,8 +94,12 @@ class TrainStage(Stage):
         while state.epochs_done < self.train.epochs:
             is_best = self._one_epoch(model, state, images, labels, validation, len(classes), progress)
             checkpoints.save(model, state, is_best=is_best)
-        checkpoints.load_best(model)
-        save_network(model, out_dir, config=self.model, classes=classes)
+        if self.train.epochs:
+            checkpoints.load_best(model)
+        else:
+            self._take_as_it_is(model, state, validation, loaded)
+        without_weights = self.model.model_copy(update={"weights": None})
+        save_network(model, out_dir, config=without_weights, classes=classes)
         _replace_text(out_dir / HISTORY_FILE, json.dumps(state.history, indent=1) + "\n")
         return {
             "best_epoch": state.best_epoch,
@@ -91,19 +110,51 @@ class TrainStage(Stage):
             "backend": self.backend,
             "train_seconds": sum(record["seconds"] for record in state.history),
             "resumed_after_epoch": resumed_after_epoch,
+            "weights": None if loaded is None else {"source": loaded.source, "fresh_head": loaded.fresh_head},
         }
 
-    def _fresh_network(self, images: npt.NDArray[np.uint8], num_classes: int) -> keras.Model:
+    def _fresh_network(
+        self, images: npt.NDArray[np.uint8], classes: Sequence[str]
+    ) -> tuple[keras.Model, LoadedWeights | None]:
+        """Returns the network as training starts, compiled, and what its weights were taken from."""
         import keras
 
-        model = build_network(self.model, images.shape[1:], num_classes)
+        model = build_network(self.model, images.shape[1:], len(classes))
+        loaded = None
+        if self.model.weights is not None:
+            try:
+                loaded = load_pretrained(
+                    model,
+                    name=self.model.name,
+                    weights=self.model.weights,
+                    width=self.model.options().get("width", 1.0),
+                    classes=classes,
+                )
+            except ValueError as error:
+                raise InputError(f"model.weights can't be used: {error}") from error
         model.compile(
             optimizer=make_optimizer(self.train, steps_per_epoch=len(images) // self.train.batch_size),
             loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=self.train.label_smoothing),
             metrics=["accuracy"],
             jit_compile=False if self.backend == "tensorflow" else "auto",
         )
-        return model
+        return model, loaded
+
+    def _take_as_it_is(
+        self,
+        model: keras.Model,
+        state: TrainingState,
+        validation: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]],
+        loaded: LoadedWeights | None,
+    ) -> None:
+        """Judges a network that is not trained; its last layer must have come with the weights."""
+        if loaded is None or loaded.fresh_head:
+            raise InputError(
+                f"train.epochs is 0, but {self.model.weights} brings no last layer for these classes: train it, or "
+                f"give weights of a network with the same classes."
+            )
+        judged = calibration_summary(predict_logits(model, validation[0]), validation[1])
+        state.best_accuracy, state.best_loss = judged["accuracy"], judged["nll"]
 
     def _one_epoch(
         self,
@@ -163,8 +214,8 @@ def make_optimizer(config: TrainConfig, *, steps_per_epoch: int) -> keras.optimi
     """
     import keras
 
-    total = steps_per_epoch * config.epochs
-    warmup = round(steps_per_epoch * config.warmup_epochs)
+    total = max(1, steps_per_epoch * config.epochs)
+    warmup = round(steps_per_epoch * config.warmup_epochs) if config.epochs else 0
     schedule: Any = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup else config.learning_rate,
         decay_steps=total - warmup,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,11 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from devices.errors import DeviceError
-from devices.measurement import Case, SampleFile, predict
+from devices.measurement import Case
 from devices.profile import load_profile
+from pipeline.answers import answers_on
 from pipeline.errors import StageError
+from pipeline.judgement import compare_quality
 from pipeline.manifest import read_manifest
-from pipeline.metrics import accuracy_interval, calibration_summary, count_correct, parity
+from pipeline.metrics import parity, worst_parity
+from pipeline.samples import output_file, reference_output_file, reference_samples
+from pipeline.signature import read_signature
 from pipeline.stages.base import Stage, Tell
 from pipeline.targets import TARGETS
 from pipeline.targets.base import TargetName
@@ -40,15 +43,14 @@ class VerifyStage(Stage):
         return ("numpy", TARGETS[self.target].runtime)
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
-        """Runs every reference image through the runtime, in an agent's process of its own.
+        """Runs every reference sample through the runtime, in an agent's process of its own.
 
         Raises:
-            StageError: The runtime refused the model, crashed, or gave logits that are no numbers.
+            StageError: The runtime refused the model, crashed, or gave values that are no numbers.
         """
         exported = read_manifest(inputs["export"]).metrics
-        reference_dir = inputs["calibrate"]
-        reference = np.load(reference_dir / "reference_logits.npy")
-        labels = np.load(reference_dir / "reference_labels.npy")
+        directory = inputs["calibrate"]
+        signature = read_signature(directory)
         label = f"{exported['target']}/{exported['precision']}"
         case = Case(
             id=label,
@@ -58,31 +60,26 @@ class VerifyStage(Stage):
             weights_sha256=exported["graph"]["weights_sha256"],
             num_threads=1,
         )
-        logits_path = out_dir / "logits.npy"
+        samples = reference_samples(directory, signature)
         try:
-            images = SampleFile(path=str(reference_dir / "reference_images.npy"))
-            with tempfile.TemporaryDirectory(prefix=".outputs-", dir=out_dir) as scratch:
-                answer = predict(load_profile("local"), case, [images], None, scratch, tell=tell)
-                Path(answer.outputs[0].path).replace(logits_path)
+            answers = answers_on(
+                load_profile("local"), case, samples.for_device(), signature, scratch=out_dir, tell=tell
+            )
         except DeviceError as error:
             raise StageError(f"{label} can't be run on this machine: {error.message}", details=error.details) from error
-        logits = np.load(logits_path)
-        try:
-            compared = parity(reference, logits)
-        except ValueError as error:
-            raise StageError(f"{label} can't be compared with the reference: {error}") from error
-        count = len(labels)
-        correct, reference_correct = count_correct(logits[:count], labels), count_correct(reference[:count], labels)
+        names, compared = [output.name for output in signature.outputs], []
+        for index, output in enumerate(signature.outputs):
+            np.save(out_dir / output_file(index), answers[output.name])
+            reference = np.load(directory / reference_output_file(index))
+            classes = signature.is_classifier and index == 0
+            try:
+                compared.append(parity(reference, answers[output.name], classes=classes))
+            except ValueError as error:
+                raise StageError(f"{label} can't be compared with the reference: {output.name}: {error}") from error
+        first = signature.outputs[0].name
         return {
-            "images": len(reference),
-            "test_images": count,
-            "parity": compared,
-            "correct": correct,
-            "accuracy": correct / count,
-            "accuracy_interval": list(accuracy_interval(correct, count)),
-            "reference_accuracy": reference_correct / count,
-            "accuracy_drop": (reference_correct - correct) / count,
-            **{
-                name: value for name, value in calibration_summary(logits[:count], labels).items() if name != "accuracy"
-            },
+            "images": len(samples),
+            "outputs": [{"name": name, **row} for name, row in zip(names, compared, strict=True)],
+            "parity": worst_parity(compared),
+            **compare_quality(signature, samples, answers[first], np.load(directory / reference_output_file(0))),
         }

@@ -196,6 +196,7 @@ def _to_int8(model: Any, calibration: Calibration) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     _fold_scales(model)
+    _hide_gates(model)
     samples = list(calibration)
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     parameters = None
@@ -252,6 +253,27 @@ def _fold_scales(model: Any) -> None:
         scaled.set_friendly_name(weights.get_friendly_name())
         product.input(1).replace_source_output(scaled.output(0))
         node.output(0).replace(product.output(0))
+
+
+def _hide_gates(model: Any) -> None:
+    """Takes the pooling of squeeze-and-excite gates apart into a mean without dimensions and their return.
+
+    NNCF leaves gates in float wherever it recognizes one, and has no option against it. The file would be neither
+    int8 nor what the other runtimes have. It does not recognize a gate with an operation more, which computes nothing.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "ReduceMean" or not node.get_attributes()["keep_dims"]:
+            continue
+        users = [port.get_node().get_type_name() for port in node.output(0).get_target_inputs()]
+        axes = node.input_value(1).get_node()
+        if users != ["Convolution"] or axes.get_type_name() != "Constant":
+            continue
+        mean = opset13.reduce_mean(node.input_value(0), axes, keep_dims=False)
+        mean.set_friendly_name(node.get_friendly_name())
+        node.output(0).replace(opset13.unsqueeze(mean, np.asarray(axes.data)).output(0))
 
 
 def _explain(message: str, precision: str) -> str:

@@ -32,7 +32,24 @@ _RECURRENT_WEIGHTS_AT = {
 }
 """Where the weights are among the inputs (OpenVINO operation specifications, opset 5); elsewhere second."""
 
-_LAYOUT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Pad", "MaxPool", "SpaceToBatch", "BatchToSpace"}
+_LAYOUT = {
+    "BatchToSpace",
+    "DepthToSpace",
+    "Gather",
+    "MaxPool",
+    "Pad",
+    "Reshape",
+    "ShuffleChannels",
+    "Slice",
+    "SpaceToBatch",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "StridedSlice",
+    "Transpose",
+    "Unsqueeze",
+    "VariadicSplit",
+}
 """Operations that the runtime leaves in int8 behind a FakeQuantize: they choose and move values."""
 
 _TRANSPARENT = {"Reshape", "Transpose", "Subtract", "Multiply", "Convert"}
@@ -147,9 +164,16 @@ class _Graph:
     def _linear(self, layer: ET.Element) -> LinearOperation:
         takes = self._inputs(layer)
         at = _RECURRENT_WEIGHTS_AT.get(layer.attrib["type"], 1)
-        first, weights = self._before_layout(takes[0]), takes[at] if at < len(takes) else None
-        activations = "int8" if first is not None and first.attrib["type"] == "FakeQuantize" else "float"
+        weights = takes[at] if at < len(takes) else None
+        activations = "int8" if self._is_quantized(takes[0]) else "float"
         return LinearOperation(layer.attrib["name"], self._stored(weights), activations)
+
+    def _is_quantized(self, layer: ET.Element | None) -> bool:
+        """Whether the values that a layer gives come from a FakeQuantize, of all parts where they are joined."""
+        layer = self._before_layout(layer)
+        if layer is not None and layer.attrib["type"] == "Concat":
+            return all(self._is_quantized(part) for part in self._inputs(layer))
+        return layer is not None and layer.attrib["type"] == "FakeQuantize"
 
     def _before_layout(self, layer: ET.Element | None) -> ET.Element | None:
         """Returns the layer whose values a layer takes, only arranged otherwise."""

@@ -32,7 +32,7 @@ class TrainConfig(FrozenConfig):
 
     Attributes:
         backend: Keras backend; `auto` takes TensorFlow on a CPU.
-        epochs: Passes over the training split.
+        epochs: Passes over the training split; 0 takes the network as `model.weights` has it.
         batch_size: Images a step; the last, smaller batch of an epoch is left out.
         optimizer: `adamw` (Loshchilov and Hutter 2019) or `sgd` with Nesterov momentum.
         learning_rate: Peak of the schedule: linear warm-up, then half a cosine down to zero.
@@ -45,7 +45,7 @@ class TrainConfig(FrozenConfig):
     """
 
     backend: Literal["auto", "tensorflow", "jax", "torch"] = "auto"
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=30, ge=0)
     batch_size: int = Field(default=64, ge=2)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(default=0.003, gt=0)
@@ -58,7 +58,7 @@ class TrainConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.warmup_epochs >= self.epochs:
+        if self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs:g}, but the whole training has {self.epochs} epochs: "
                 f"make warmup_epochs smaller than epochs."

@@ -88,3 +88,60 @@ def test_it_measures_there(board: DeviceProfile, models_by_precision: dict[str, 
     assert result.error is None
     assert result.latency_ms is not None
     assert result.latency_ms.count >= 20
+
+
+@pytest.fixture(scope="module")
+def quantized_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """left (1, 4, 6, 3) and right (1, 5) to their product with random weights, and twice the right: all int8."""
+    import tensorflow as tf
+
+    directory = tmp_path_factory.mktemp("pair")
+    random = np.random.default_rng(2)
+    weights = random.normal(size=(77, 3)).astype(np.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 4, 6, 3), name="left"), tf.TensorSpec((1, 5), name="right")])
+    def pair(left, right):
+        joined = tf.concat([tf.reshape(left, (1, 72)), right], 1)
+        return {"product": joined @ weights, "twice": right * 2.0}
+
+    module = tf.Module()
+    module.pair = pair
+    tf.saved_model.save(module, str(directory), signatures={"serving_default": pair})
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(directory))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        {
+            "left": random.random((1, 4, 6, 3), np.float32),
+            "right": random.random((1, 5), np.float32),
+        }
+        for _ in range(20)
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    (directory / "pair.tflite").write_bytes(converter.convert())
+    return directory / "pair.tflite"
+
+
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
+def test_quantized_inputs_and_outputs_by_name(board: DeviceProfile, quantized_pair: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    stored = {
+        "left": random.integers(0, 256, (8, 4, 6, 3), dtype=np.uint8),
+        "right": random.random((8, 5)).astype(np.float32),
+    }
+    transforms = {"left": {"dtype": "float32", "scale": 1 / 255}, "right": {"dtype": "float32"}}
+    for name, values in stored.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    files = [
+        SampleFile(name=name, path=str(tmp_path / f"{name}.npy"), transform=transform)
+        for name, transform in transforms.items()
+    ]
+    case = Case(id="pair", runtime="litert", path=str(quantized_pair))
+    outputs = {}
+    for profile in (load_profile("local"), board):
+        prediction = predict(profile, case, files, None, str(tmp_path / profile.name))
+        assert {output.dtype for output in prediction.outputs} == {"int8"}
+        outputs[profile.name] = {output.name: np.load(output.path) for output in prediction.outputs}
+    assert np.abs(outputs["board"]["twice"] - 2 * stored["right"]).max() < 0.02
+    product = outputs["local"]["product"]
+    assert np.abs(outputs["board"]["product"] - product).max() < 0.03 * np.ptp(product)

@@ -116,7 +116,7 @@ RECIPES = (
     Bad("store-below-a-file", ("run", "tiny.yaml", "--store", "tiny.npz/store"), ("tiny.npz", "is a file")),
     Bad("shared-store", ("run", "tiny.yaml", "--shared-store", "nowhere://x"), ("nowhere://x", "fsspec")),
     Bad("no-report", ("report", "tiny.yaml"), ("There is no report", "edgeship run")),
-    Bad("missing-model", ("bench", "gone.tflite"), ("There is no model file gone.tflite",)),
+    Bad("missing-model", ("bench", "gone.tflite"), ("There is no model gone.tflite",)),
     Bad("unknown-suffix", ("inspect", "tiny.npz"), ("tiny.npz", ".tflite")),
     Bad("model-twice", ("bench", "tiny.npz", "./tiny.npz"), ("named twice",)),
     Bad("unknown-network-shown", ("models", "show", "mobilenet_v22"), ("mobilenet_v22",)),

@@ -123,8 +123,8 @@ def test_the_temperature_is_folded_into_the_last_layer(workplace: Path) -> None:
     from pipeline.network import load_network, predict_logits
 
     manifest = json.loads((linked(workplace, "calibrate") / "manifest.json").read_text())["metrics"]
-    images = np.load(linked(workplace, "calibrate") / "reference_images.npy")[:64]
-    recorded = np.load(linked(workplace, "calibrate") / "reference_logits.npy")[:64]
+    images = np.load(linked(workplace, "calibrate") / "reference_input_0.npy")[:64]
+    recorded = np.load(linked(workplace, "calibrate") / "reference_output_0.npy")[:64]
     before = predict_logits(load_network(linked(workplace, "train")), images)
     after = predict_logits(load_network(linked(workplace, "calibrate")), images)
     np.testing.assert_allclose(after, recorded, atol=1e-5)

@@ -97,7 +97,7 @@ def test_lower_precisions_are_smaller(exports: Any, target: str) -> None:
 @every_export
 def test_the_calibration_set_is_recorded_for_int8_alone(exports: Any, target: str, precision: str) -> None:
     metrics = exports.metrics(target, precision)
-    images = np.load(exports.directory / "calibrate" / "calibration_images.npy")
+    images = np.load(exports.directory / "calibrate" / "calibration_input_0.npy")
     if precision == "int8":
         assert metrics["calibration_set_sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
         assert metrics["calibration_images"] == 64

@@ -91,7 +91,7 @@ def test_the_calibration_set_is_listed_with_names_and_digests(tmp_path: Path) ->
     assert listed["rows"] == sorted(set(listed["rows"]))
     assert listed["names"] == [f"train/{row}" for row in listed["rows"]]
     assert listed["digests"] == [f"d-train-{row}" for row in listed["rows"]]
-    images = np.load(tmp_path / "calibration_images.npy")
+    images = np.load(tmp_path / "calibration_input_0.npy")
     np.testing.assert_array_equal(images, np.load(data / "train_images.npy")[listed["rows"]])
     assert write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=3)) == listed
     assert write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=4)) != listed
@@ -109,17 +109,17 @@ def logits_of(images: Any) -> Any:
 def test_the_reference_is_the_test_split(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     assert write_reference(data, tmp_path, logits_of) == {"reference_images": 130, "test_images": 130}
-    np.testing.assert_array_equal(np.load(tmp_path / "reference_images.npy"), np.load(data / "test_images.npy"))
+    np.testing.assert_array_equal(np.load(tmp_path / "reference_input_0.npy"), np.load(data / "test_images.npy"))
 
 
 def test_a_small_test_split_is_topped_up_from_validation(tmp_path: Path) -> None:
     data = make_data(tmp_path, test=100)
     assert write_reference(data, tmp_path, logits_of) == {"reference_images": MIN_PARITY_IMAGES, "test_images": 100}
-    images = np.load(tmp_path / "reference_images.npy")
+    images = np.load(tmp_path / "reference_input_0.npy")
     np.testing.assert_array_equal(images[:100], np.load(data / "test_images.npy"))
     np.testing.assert_array_equal(images[100:], np.load(data / "validation_images.npy")[:28])
     assert len(np.load(tmp_path / "reference_labels.npy")) == 100
-    assert len(np.load(tmp_path / "reference_logits.npy")) == MIN_PARITY_IMAGES
+    assert len(np.load(tmp_path / "reference_output_0.npy")) == MIN_PARITY_IMAGES
 
 
 def test_too_few_images_to_verify_on(tmp_path: Path) -> None:

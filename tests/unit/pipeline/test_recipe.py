@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.errors import RecipeError
+from pipeline.model_config import BudgetModelConfig, OwnModelConfig
 from pipeline.recipe import Recipe, load_recipes, recipe_schema
 from pipeline.recipe_matrix import MAX_MATRIX
 
@@ -55,6 +56,19 @@ class Refused:
     overrides: Sequence[str] = ()
 
 
+OWN = """\
+name: own
+model:
+  path: net.onnx
+"""
+BUDGET = """\
+name: fitted
+data: {source: digits, size: [32, 32]}
+model:
+  family: mobilenet_v2
+  budget: {multiply_adds: 60M}
+"""
+
 UNKNOWN_KEYS = [
     Refused("top", BASE + "trian:\n  epochs: 3\n", ["r.yaml, line 8", "unknown key trian", "Did you mean train?"]),
     Refused("data", BASE.replace("  size", "  sedd: 1\n  size"), ["line 4", "data.sedd", "Did you mean seed?"]),
@@ -83,6 +97,13 @@ UNKNOWN_KEYS = [
     Refused("of another source", BASE.replace("  size", "  path: x\n  size"), ["line 4", "unknown key data.path"]),
 ]
 
+UNKNOWN_KEYS += [
+    Refused("own model", OWN + "  metrik: mse\n", ["line 4", "model.metrik", "Did you mean metric?"]),
+    Refused("own input", OWN + "  inputs: [{nam: x}]\n", ["line 4", "model.inputs.0.nam"]),
+    Refused("budget model", BUDGET + "  width: 0.5\n", ["line 6", "model.width"]),
+    Refused("budget", BUDGET.replace("multiply_adds", "mutiply_adds"), ["line 5", "Did you mean multiply_adds?"]),
+]
+
 WRONG_TYPES = [
     Refused("text for a whole number", BASE + 'train:\n  epochs: "3"\n', ['line 9: train.epochs is "3"', "a whole"]),
     Refused("float for a whole number", BASE + "train:\n  epochs: 3.0\n", ["line 9: train.epochs is 3.0", "a whole"]),
@@ -96,7 +117,7 @@ WRONG_TYPES = [
     Refused("NaN", BASE + "train:\n  learning_rate: .nan\n", ["line 9", "finite"]),
     Refused("infinity", BASE + "train:\n  learning_rate: .inf\n", ["line 9", "finite"]),
     Refused("three sizes", BASE.replace("[32, 32]", "[32, 32, 3]"), ["line 4", "data.size"]),
-    Refused("too small", BASE + "train:\n  epochs: 0\n", ["train.epochs is 0", "greater than or equal to 1"]),
+    Refused("too small", BASE + "train:\n  epochs: -1\n", ["train.epochs is -1", "greater than or equal to 0"]),
     Refused("long value is cut", BASE + f"train:\n  epochs: {'x' * 500}\n", ["x...: expected a whole number"]),
     Refused("tag", BASE + "train: !!python/object:os.system {}\n", ["line 8", "train is tagged", "python/object"]),
     Refused("tagged scalar", BASE + "train:\n  epochs: !foo 3\n", ["line 9", "train.epochs is tagged !foo"]),
@@ -110,6 +131,59 @@ MISSING = [
     Refused("data.size", BASE.replace("  size: [32, 32]\n", ""), ["line 2", "data.size is missing"]),
     Refused("data.source", BASE.replace("  source: digits\n", ""), ["line 2", "data.source is missing"]),
 ]
+
+MISSING += [
+    Refused("data of a network", BASE.replace("data:\n  source: digits\n  size: [32, 32]\n", ""), ["data is missing"]),
+    Refused("budget", BUDGET.replace("  budget: {multiply_adds: 60M}\n", ""), ["model.budget is missing"]),
+    Refused("family", BUDGET.replace("  family: mobilenet_v2\n", ""), ["model.family is missing"]),
+]
+
+MODEL_FORMS = [
+    Refused("train of one's own", OWN + "train: {epochs: 9}\n", ["line 4", "train is given, but model.path"]),
+    Refused("calibrate of one's own", OWN + "calibrate: {temperature: true}\n", ["calibrate is given"]),
+    Refused("metric on random data", OWN + "  metric: mse\n", ["model.metric is mse", "source: arrays"]),
+    Refused("fake target", OWN + "export: {targets: [fake]}\n", ["export.targets names fake"]),
+    Refused("two unnamed inputs", OWN + "  inputs: [{}, {}]\n", ["model.inputs has 2 entries", "needs a name"]),
+    Refused("layout", OWN + "  inputs: [{layout: CHWN}]\n", ["model.inputs.0.layout"]),
+    Refused(
+        "arrays for a network", BASE.replace("digits\n  size: [32, 32]", "arrays\n  path: x.npz"), ["serves a model"]
+    ),
+    Refused("random range", OWN + "data: {source: random, low: 2, high: 1}\n", ["high is 1, but low is 2"]),
+    Refused("no limit", BUDGET.replace("{multiply_adds: 60M}", "{}"), ["sets no limit", "size_bytes"]),
+    Refused("no amount", BUDGET.replace("60M", "sixty"), ["model.budget.multiply_adds", "'sixty' is no amount"]),
+    Refused("unknown family", BUDGET.replace("mobilenet_v2", "mobilnet_v2"), ["model.family", "mean 'mobilenet_v2'?"]),
+    Refused("phi without compound scaling", BASE.replace("width: 0.35", "phi: 1"), ["no compound scaling"]),
+    Refused("depth", BASE.replace("width: 0.35", "depth: 2.0"), ["depth is 2.0", "no depth multiplier"]),
+    Refused("no epochs, no weights", BASE + "train: {epochs: 0}\n", ["train.epochs is 0", "not given"]),
+    Refused("activation", BASE.replace("width: 0.35", "activation: mish"), ["model.activation", "hard_swish"]),
+]
+
+
+@pytest.mark.parametrize("case", MODEL_FORMS, ids=lambda case: case.id)
+def test_model_section_refused(tmp_path: Path, case: Refused) -> None:
+    message = message_of(tmp_path, case.text, *case.overrides)
+    for part in case.parts:
+        assert part in message, message
+
+
+def test_a_model_of_ones_own_needs_no_data(tmp_path: Path) -> None:
+    (recipe,) = load(tmp_path, OWN)
+    assert (recipe.data.source, type(recipe.model).__name__) == ("random", "OwnModelConfig")
+
+
+def test_several_inputs_are_described(tmp_path: Path) -> None:
+    text = OWN + "  inputs: [{name: a, shape: [1, 8], dtype: int32}, {name: b, scale: [1, 2, 3], layout: NCHW}]\n"
+    (recipe,) = load(tmp_path, text)
+    assert isinstance(recipe.model, OwnModelConfig)
+    assert recipe.model.inputs[0].shape == (1, 8)
+    assert recipe.model.inputs[1].scale == (1.0, 2.0, 3.0)
+
+
+def test_a_budget_is_read_in_its_units(tmp_path: Path) -> None:
+    (recipe,) = load(tmp_path, BUDGET.replace("{multiply_adds: 60M}", "{parameters: 1.5M, size_bytes: 2MiB}"))
+    assert isinstance(recipe.model, BudgetModelConfig)
+    assert recipe.model.budget.limits() == {"parameters": 1_500_000, "size_bytes": 2 * 2**20}
+
 
 UNKNOWN_NAMES = [
     Refused("source", BASE.replace("digits", "digit"), ["data.source is 'digit'", "image_folder", "mean digits?"]),
@@ -375,8 +449,12 @@ def check_against_schema(value: Any, schema: Any, definitions: Any) -> None:
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "oneOf" in schema:
-        chosen = schema["discriminator"]["mapping"][value[schema["discriminator"]["propertyName"]]]
-        schema = definitions[chosen.rpartition("/")[2]]
+        if "discriminator" in schema:
+            chosen = schema["discriminator"]["mapping"][value[schema["discriminator"]["propertyName"]]]
+            schema = definitions[chosen.rpartition("/")[2]]
+        else:
+            members = [definitions[member["$ref"].rpartition("/")[2]] for member in schema["oneOf"]]
+            (schema,) = [member for member in members if set(member["required"]) <= set(value)]
     if schema.get("type") == "object" and "properties" in schema:
         assert schema["additionalProperties"] is False
         assert set(value) <= set(schema["properties"])
