@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { echo $$p; break; }; done)
+# Tests of one file share what they set up, so they stay in one process.
+PARALLEL ?= --numprocesses 2 --dist loadfile
 DEVICE_OPTION := $(if $(DEVICE),--device $(DEVICE))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -69,11 +71,11 @@ format: setup ## Format and mend what the linter can
 
 .PHONY: test
 test: setup ## Pass the tests
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup ## Pass the tests that take longer than ten seconds each
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest -m slow $(PARALLEL) $(ARGS)
 
 TFLITE_VENV := .venv-tflite-runtime
 TFLITE_PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3; do \

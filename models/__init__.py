@@ -103,12 +103,13 @@ def find(name: str) -> NetworkSpec:
     """The network of this name.
 
     Raises:
-        ValueError: If there is none; the message names the closest one.
+        ValueError: If there is none; the message names the closest ones, or all if none is close.
     """
     if name in MODELS:
         return MODELS[name]
-    close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    longer = [other for other in MODELS if name and other.startswith(name)]
+    close = longer or difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     families = ", ".join(dict.fromkeys(spec.family for spec in MODELS.values()))
     raise ValueError(
         f"Unknown network {name!r}.{hint} There are {len(MODELS)}, of the families {families}; edgeship models list "

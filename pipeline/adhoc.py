@@ -25,7 +25,7 @@ from pipeline.judgement import completed, judge
 from pipeline.manifest import MANIFEST, Artifact, read_manifest
 from pipeline.recipe import Recipe
 from pipeline.runner import RunResult, make_artifact, run_recipe
-from pipeline.samples import split_samples
+from pipeline.samples import SampleSet, split_samples
 from pipeline.signature import Signature, image_signature, read_signature
 from pipeline.sources import DataConfig, RecipeData
 from pipeline.sources.samples import ArraysConfig
@@ -174,115 +174,69 @@ def evaluate_model(
         DeviceError: The device or the model can't be used.
     """
     size = image_size_of(path, description, store, tell) if _is_images(source) else None
-    signature = _signature_of(path, description, store, tell)
-    config = _data_config(source, size, path, store)
-    data = make_artifact(
-        SamplesStage(source=config) if isinstance(config, ArraysConfig) else DataStage(source=config), store, tell
-    )
     if size is None and split == "validation":
         raise InputError("--split is validation, but arrays are split into train and test: choose one of these.")
+    signature = _signature_of(path, description, store, tell)
+    config = _data_config(source, size, path, store)
+    stage = SamplesStage(source=config) if isinstance(config, ArraysConfig) else DataStage(source=config)
+    data = make_artifact(stage, store, tell)
     if size is not None:
         signature = check_image_input(signature, size)
         _check_classes(path, signature, data, source)
     found: dict[str, Any]
     if signature.source == "saved_model":
-        if profile.transport.kind != "local":
-            raise InputError(
-                f"{path} runs in TensorFlow, on this machine alone, not on {profile.name}. Convert it with edgeship "
-                f"convert and evaluate the file that the device runs."
-            )
-        stage = ReferenceStage(quantization=None, split=split)
         imported = _imported(path, description, store, tell)
-        judged = make_artifact(stage, store, tell, {"model": imported, "data": data})
-        found, count = judged.manifest.metrics["quality"], judged.manifest.metrics["reference_samples"]
-        device, precision, digest = "TensorFlow on this machine", "float32", imported.manifest.fingerprint
+        found = _judged_in_tensorflow(path, profile, {"model": imported, "data": data}, split, store=store, tell=tell)
     else:
-        samples = split_samples(data.directory, split, signature)
-        case = _case(path, str(path))
-        with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-            answers = answers_on(profile, case, samples.for_device(), signature, scratch=Path(scratch), tell=tell)
-        output = answers[signature.outputs[0].name]
-        found, count = judge(completed(signature, output, samples), output, samples), len(samples)
-        summary = inspect_model(path)
-        device, precision, digest = profile.name, summary.precision, summary.sha256
+        found = _judged_on(profile, path, split_samples(data.directory, split, signature), tell)
     if found["metric"] is None:
         raise InputError(
             f"{path} gives {signature.outputs[0].name} {list(signature.outputs[0].shape)}, which {source} has nothing "
             f"to judge by. Name --metric mse or auc, and give labels or targets in an .npz file."
         )
-    return {
-        "model": str(path),
-        "sha256": digest,
-        "precision": precision,
-        "device": device,
-        "data": source,
-        "split": split,
-        "images": count,
-        **found,
-    }
+    return {"model": str(path), "data": source, "split": split, **found}
 
 
-def description_of(
+def _judged_in_tensorflow(
+    path: Path,
+    profile: DeviceProfile,
+    inputs: Mapping[str, Artifact],
+    split: str,
     *,
-    layout: str | None,
-    scale: str | None,
-    offset: str | None,
-    shapes: Sequence[str],
-    metric: str | None,
-) -> ModelDescription:
-    """Returns what the options of a command say about a model.
-
-    Args:
-        layout: NHWC or NCHW, of its image input.
-        scale: One number, or one for each channel between commas.
-        offset: The same.
-        shapes: `NAME=1,64,9` or, for a model with one input, `1,64,9`.
-        metric: top1, mse or auc.
-
-    Raises:
-        InputError: An option has another form.
-    """
-    inputs: list[dict[str, Any]] = []
-    for text in shapes:
-        name, _, numbers = text.rpartition("=")
-        try:
-            shape = [int(number) for number in numbers.split(",")]
-        except ValueError:
-            raise InputError(
-                f"--shape is {text}; expected NAME=1,64,9 with the batch of 1 in front, or 1,64,9 where the model "
-                f"has one input."
-            ) from None
-        inputs.append({"name": name or None, "shape": shape})
-    given = {
-        name: value
-        for name, value in (
-            ("layout", layout),
-            ("scale", _one_or_all("scale", scale)),
-            ("offset", _one_or_all("offset", offset)),
-        )
-        if value is not None
-    }
-    if given and len(inputs) > 1:
-        raise InputError(f"--{next(iter(given))} belongs to a model with one input; describe several in a recipe.")
-    if given:
-        inputs = [{**(inputs[0] if inputs else {}), **given}]
-    try:
-        return ModelDescription.model_validate_json(json.dumps({"inputs": inputs, "metric": metric}), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InputError(f"The model can't be described so: {first['msg'].removeprefix('Value error, ')}") from error
-
-
-def _one_or_all(option: str, text: str | None) -> float | list[float] | None:
-    if text is None:
-        return None
-    try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError:
+    store: ArtifactStore,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Judges a Keras model or a SavedModel, which no device runs, in its own framework."""
+    if profile.transport.kind != "local":
         raise InputError(
-            f"--{option} is {text}; expected a number, or one for each channel: 0.017,0.018,0.017."
-        ) from None
-    return numbers[0] if len(numbers) == 1 else numbers
+            f"{path} runs in TensorFlow, on this machine alone, not on {profile.name}. Convert it with edgeship "
+            f"convert and evaluate the file that the device runs."
+        )
+    metrics = make_artifact(ReferenceStage(quantization=None, split=split), store, tell, inputs).manifest.metrics
+    return {
+        "sha256": inputs["model"].manifest.fingerprint,
+        "precision": "float32",
+        "device": "TensorFlow on this machine",
+        "images": metrics["reference_samples"],
+        **metrics["quality"],
+    }
+
+
+def _judged_on(profile: DeviceProfile, path: Path, samples: SampleSet, tell: Tell) -> dict[str, Any]:
+    """Judges a model file on a device."""
+    signature, summary = samples.signature, inspect_model(path)
+    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+        answers = answers_on(
+            profile, _case(path, str(path)), samples.for_device(), signature, scratch=Path(scratch), tell=tell
+        )
+    output = answers[signature.outputs[0].name]
+    return {
+        "sha256": summary.sha256,
+        "precision": summary.precision,
+        "device": profile.name,
+        "images": len(samples),
+        **judge(completed(signature, output, samples), output, samples),
+    }
 
 
 def image_size_of(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> tuple[int, int]:

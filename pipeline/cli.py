@@ -322,7 +322,8 @@ def bench(
     """
     from devices.measurement import BenchmarkSettings
     from devices.profile import load_profile
-    from pipeline.adhoc import benchmark_models, description_of
+    from pipeline.adhoc import benchmark_models
+    from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
     settings = BenchmarkSettings(min_count=min_count, min_time_s=min_time, max_time_s=max(60.0, 2 * min_time))
@@ -383,8 +384,9 @@ def convert(
     as_json: bool,
 ) -> None:
     """Convert MODEL (.keras, SavedModel, .onnx, .tflite, .xml), and verify every file against MODEL itself."""
-    from pipeline.adhoc import convert_model, description_of
+    from pipeline.adhoc import convert_model
     from pipeline.gates import GateRow
+    from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
     with _progress() as progress:
@@ -453,7 +455,8 @@ def evaluate(
 ) -> None:
     """Measure how well MODEL does its task on a data set: accuracy and calibration, or --metric."""
     from devices.profile import load_profile
-    from pipeline.adhoc import description_of, evaluate_model
+    from pipeline.adhoc import evaluate_model
+    from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
     profile = load_profile(device_name)

@@ -75,6 +75,7 @@ def prepared(row: npt.NDArray[Any], tensor: Any) -> npt.NDArray[Any]:
     """
     transform = tensor.board_transform()
     if transform is None:
-        return np.ascontiguousarray(row[None])
+        # A copy: rows of a memory-mapped file can't be written to, which OpenVINO's shared tensors insist on.
+        return np.array(row[None], order="C")
     result: npt.NDArray[Any] = transform.apply(row)
     return result

@@ -306,7 +306,7 @@ def _cell(text: str) -> str:
 def _counts(data: Mapping[str, Any]) -> str:
     if "num_test_samples" in data:
         counts = [f"{data[f'num_{split}_samples']} {split}" for split in ("train", "test")]
-        return f"{' and '.join(counts)} samples of {data['num_inputs']} inputs"
+        return f"{' and '.join(counts)} samples of {data['num_inputs']} input{'s' * (data['num_inputs'] > 1)}"
     counts = [f"{data[f'num_{split}_images']} {split}" for split in ("train", "validation", "test")]
     text = f"{', '.join(counts)} images of {data['num_classes']} classes"
     extras = [
@@ -333,7 +333,7 @@ def _quality(artifact: Mapping[str, Any], value: float | None, digits: int) -> s
 
 
 def _points(drop: float | None) -> str:
-    return "-" if drop is None else f"{100 * drop:+.2f}" if drop else "0.00"
+    return "-" if drop is None else f"{100 * drop:+.2f}" if abs(drop) >= 0.5e-4 else "0.00"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -108,15 +108,17 @@ def _cpu_limit(seconds: float) -> Iterator[None]:
 
 
 def _measured(directory: Path, signature: Signature) -> dict[str, Any]:
-    """Returns the size of the normalized model, and how many operations of each kind a model file has."""
+    """Returns the size of the normalized model, and of a model file its precision and its operations."""
     files = [file for file in directory.rglob("*") if file.is_file() and file.name != SIGNATURE_FILE]
-    model, operations = directory / signature.model, None
+    model, operations, precision = directory / signature.model, None, None
     if model.is_file():
         # The runtime took it, so a graph that can't be listed is no reason to refuse it.
         with contextlib.suppress(ModelFileError):
-            operations = inspect_model(model).operations
+            summary = inspect_model(model)
+            operations, precision = summary.operations, summary.precision
     return {
         "size_bytes": sum(file.stat().st_size for file in files),
+        "precision": precision,
         "operations": operations,
         "num_operations": None if operations is None else sum(operations.values()),
     }

@@ -136,6 +136,8 @@ def frozen_graph(source: ModelSource) -> FrozenGraph:
             if node.op == "Placeholder" and node.name in captured:
                 _make_constant(node, captured[node.name])
         _fix_lists(graph_def)
+        _allow_inlining(graph_def)
+        _spell_out_erfc(graph_def)
     inputs = tuple(tensor.name for tensor in concrete.inputs[: len(source.signature.inputs)])
     # Structured outputs of a function are in the order of their names.
     order = sorted(tensor.name for tensor in source.signature.outputs)
@@ -206,6 +208,39 @@ def _fix_lists(graph_def: Any) -> None:
                 fixed.attr["value"].tensor.CopyFrom(tf.make_tensor_proto([1, *shape[1:].tolist()], shape.dtype))
                 node.input[at] = fixed.name + (":output:0" if ":" in node.input[at] else "")
                 added.append(fixed)
+        nodes.extend(added)
+
+
+def _allow_inlining(graph_def: Any) -> None:
+    """Takes back that functions must stay calls: Keras asks XLA to compile grouped convolutions as a whole."""
+    for function in graph_def.library.function:
+        for name in ("_noinline", "_XlaMustCompile"):
+            function.attr.pop(name, None)
+    for nodes in _bodies(graph_def):
+        for node in nodes:
+            if node.op in ("PartitionedCall", "StatefulPartitionedCall"):
+                node.attr.pop("_XlaMustCompile", None)
+
+
+def _spell_out_erfc(graph_def: Any) -> None:
+    """Writes Erfc, as in Keras's GELU, as 1 - Erf, which ONNX has."""
+    import tensorflow as tf
+
+    for nodes in _bodies(graph_def):
+        added = []
+        for node in nodes:
+            if node.op != "Erfc":
+                continue
+            mark = ":output:0" if nodes is not graph_def.node else ""
+            one, erf = type(node)(), type(node)()
+            erf.CopyFrom(node)
+            erf.name, erf.op = f"{node.name}/erf", "Erf"
+            one.name, one.op = f"{node.name}/one", "Const"
+            one.attr["dtype"].type = node.attr["T"].type
+            one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, tf.as_dtype(node.attr["T"].type)))
+            node.op = "Sub"
+            node.input[:] = [one.name + mark, erf.name + mark.replace("output", "y")]
+            added += [one, erf]
         nodes.extend(added)
 
 

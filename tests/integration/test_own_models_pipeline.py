@@ -173,6 +173,37 @@ def test_every_format_is_measured(place: Place, converted: dict[str, dict[str, A
     assert all(case["error"] is None and case["latency_ms"]["p50"] > 0 for case in found["cases"])
 
 
+@pytest.mark.parametrize(
+    ("source", "reached"),
+    [("litert", TARGETS), ("onnxruntime", TARGETS[1:]), ("openvino", TARGETS[2:])],
+    ids=["tflite", "onnx", "xml"],
+)
+def test_files_of_runtimes_are_converted(
+    place: Place, converted: dict[str, dict[str, Any]], source: str, reached: list[str]
+) -> None:
+    file = converted[f"{source}/float32"]["path"]
+    precisions = ("--precision", "float32", "--precision", "int8")
+    arguments = (*precisions, "--data", "digits", "--calibration-samples", "64", *PIXELS)
+    files = by_file(place.edgeship("convert", file, *arguments, "--out", f"from-{source}"))
+    assert {row["target"] for row in files.values()} == set(reached)
+    for label, row in files.items():
+        assert abs(row["accuracy_drop"]) < 0.02
+        if label.endswith("float32"):
+            assert row["parity"]["max_logit_difference"] < 1e-4
+    same = files[f"{source}/float32"]
+    if source == "litert":  # the others are written anew by their own libraries
+        assert same["sha256"] == converted[f"{source}/float32"]["sha256"]
+
+
+def test_a_quantized_file_stays_what_it_is(place: Place, converted: dict[str, dict[str, Any]]) -> None:
+    file = converted["litert/int8"]["path"]
+    files = by_file(place.edgeship("convert", file, "--target", "litert", *PIXELS, "--out", "same"))
+    assert list(files) == ["litert/int8"]
+    assert files["litert/int8"]["sha256"] == converted["litert/int8"]["sha256"]
+    message = place.refused("convert", file, "--precision", "float32", *PIXELS, "--out", "refused")
+    assert "holds int8" in message
+
+
 RECIPE = """\
 name: own-net
 data: {source: digits, size: [16, 16]}

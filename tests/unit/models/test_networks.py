@@ -365,6 +365,11 @@ class ErrorCase:
 ERRORS = [
     ErrorCase("unknown name", "Unknown network 'mobilenetv2'.*Did you mean 'mobilenet_v2'", name="mobilenetv2"),
     ErrorCase(
+        "a family's name",
+        r"Unknown network 'mobilenet_v3_s'\. Did you mean 'mobilenet_v3_small' or 'mobilenet_v3_small_minimalistic'\?",
+        name="mobilenet_v3_s",
+    ),
+    ErrorCase(
         "nothing close",
         r"Unknown network 'zzz'\. There are \d+, of the families mobilenet_v1, .*efficientnet_v2",
         name="zzz",
