@@ -57,7 +57,7 @@ def test_deploy_status_and_rollback(directory: Path) -> None:
 
 def test_a_release_that_answers_differently_is_refused(directory: Path) -> None:
     deploy(directory)
-    golden = directory / "root" / "fake" / "previous" / "golden_logits.npy"
+    golden = directory / "root" / "fake" / "previous" / "golden_output_0.npy"
     golden.write_bytes(golden.read_bytes()[:-4] + b"\x00\x00\x7a\x44")
     refused = edgeship(directory, "rollback", "fake", "--root", "root")
     assert refused.returncode == 3

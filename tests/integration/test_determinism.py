@@ -21,7 +21,7 @@ stage = TrainStage(model=ModelConfig(name="mobilenet_v2", width=0.35, batch_norm
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (320, 32, 32, 3), dtype=np.uint8)
 targets = np.eye(10, dtype=np.float32)[rng.integers(0, 10, 320)]
-model = stage._fresh_network(images, 10)
+model, _ = stage._fresh_network(images, list("abcdefghij"))
 for start in range(0, 320, 64):
     model.train_on_batch(images[start : start + 64], targets[start : start + 64])
 digest = hashlib.sha256()

@@ -43,6 +43,7 @@ for name, shape in json.loads(sys.argv[3]).items():
     rng = np.random.default_rng(1)
     if taken.dtype == "uint8":
         images = rng.integers(0, 256, (2, *shape), dtype=np.uint8)
+        images[1] //= 4  # dark beside bright, so that every network tells the two apart
     else:
         images = rng.normal(0.0, 1.0, (2, *shape)).astype(np.float32)
     weights = folder / f"{name}.npz"

@@ -28,7 +28,7 @@ def run(workplace: Any, name: str, model: str, *, epochs: int, code: int = 0) ->
 
 @pytest.fixture(scope="module")
 def trained(module_workplace: Any) -> dict[str, Any]:
-    found: dict[str, Any] = run(module_workplace, "first", "{name: mobilenet_v2, width: 0.35}", epochs=1)
+    found: dict[str, Any] = run(module_workplace, "first", "{name: mobilenet_v2, width: 0.35, batch_norm_momentum: 0.9}", epochs=1)
     return found
 
 
@@ -50,7 +50,7 @@ def test_weights_of_an_artifact_are_taken_as_they_are(module_workplace: Any, tra
 
 def test_training_goes_on_from_weights(module_workplace: Any, trained: dict[str, Any]) -> None:
     path = artifact_of(module_workplace, "first") / "network.weights.h5"
-    model = f"{{name: mobilenet_v2, width: 0.35, weights: '{path}'}}"
+    model = f"{{name: mobilenet_v2, width: 0.35, batch_norm_momentum: 0.9, weights: '{path}'}}"
     report = run(module_workplace, "third", model, epochs=1)
     assert report["network"]["validation_loss"] < trained["network"]["validation_loss"]
 
@@ -58,7 +58,7 @@ def test_training_goes_on_from_weights(module_workplace: Any, trained: dict[str,
 @pytest.mark.parametrize(
     ("model", "parts"),
     [
-        ("{{name: mobilenet_v2, width: 0.5, weights: '{path}'}}", ["stem_conv", "width"]),
+        ("{{name: mobilenet_v2, width: 0.5, weights: '{path}'}}", ["block_01_project", "width"]),
         ("{{name: efficientnet_lite0, weights: '{path}'}}", ["mobilenet_v2", "efficientnet_lite0"]),
         ("{{name: mobilenet_v2, width: 0.35, weights: nothing.keras}}", ["nothing.keras", "can't be read"]),
         ("{{name: resnet8, weights: imagenet}}", ["resnet8", "ImageNet"]),
