@@ -28,7 +28,9 @@ def run(workplace: Any, name: str, model: str, *, epochs: int, code: int = 0) ->
 
 @pytest.fixture(scope="module")
 def trained(module_workplace: Any) -> dict[str, Any]:
-    found: dict[str, Any] = run(module_workplace, "first", "{name: mobilenet_v2, width: 0.35, batch_norm_momentum: 0.9}", epochs=1)
+    found: dict[str, Any] = run(
+        module_workplace, "first", "{name: mobilenet_v2, width: 0.35, batch_norm_momentum: 0.9}", epochs=1
+    )
     return found
 
 
