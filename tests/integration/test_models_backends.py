@@ -62,10 +62,14 @@ for name, shape in json.loads(sys.argv[3]).items():
                     weight.assign(rng.uniform(0.5, 1.5, weight.shape))
                 elif weight.name in ("beta", "moving_mean"):
                     weight.assign(rng.normal(0.0, 0.2, weight.shape))
+                elif layer.name.endswith("_layer_scale"):
+                    weight.assign(rng.uniform(0.1, 0.3, weight.shape))
                 elif weight.name == "kernel":  # large enough for the image to reach the logits
                     is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
                     rows = weight.shape[:2] if is_depthwise else weight.shape[:-1]
-                    weight.assign(rng.normal(0.0, np.sqrt(2 / np.prod(rows)), weight.shape))
+                    # A softmax of large scores chooses one of them, and rounding chooses which.
+                    share = 0.1 if layer.name.endswith("_query") else 1.0
+                    weight.assign(rng.normal(0.0, share * np.sqrt(2 / np.prod(rows)), weight.shape))
         np.savez(weights, **{f"{index:05d}": value for index, value in enumerate(network.get_weights())})
     run = network if backend == "tensorflow" else network.predict_on_batch
     np.save(folder / f"{name}.{backend}.npy", keras.ops.convert_to_numpy(run(images)))
