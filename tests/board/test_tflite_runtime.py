@@ -19,6 +19,9 @@ from pipeline.saved_model import write_saved_model
 from pipeline.signature import read_signature
 from pipeline.targets.litert import LiteRTTarget
 
+# TensorFlow's converter calibrates named inputs through its own interpreter, which it calls old.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Warning. tf.lite.Interpreter is deprecated:UserWarning")
+
 PRECISIONS = ("float32", "float16", "int8")
 
 
