@@ -9,6 +9,7 @@
     │       └── CorruptArtifactError 2   a published file no longer has the digest its manifest states
     ├── GateError                    1   a measured value is outside its limit; the report is already written
     └── StageError                   4   a stage failed for a reason that is not the user's input
+        ├── UnsupportedModelError    2   a target or a precision can't take the model: an operation, a type, a shape
         └── StageCrashError          4   the stage's process ended without an answer (signal, out of memory)
 
 Errors of boards live in `devices.errors` (`DeviceError`, exit code 3, and `ProfileError`, exit code 2), because
@@ -76,6 +77,15 @@ class StageError(EdgeshipError):
     exit_code = 4
 
 
+class UnsupportedModelError(StageError):
+    """A target or a precision can't take a model; the message names what of it.
+
+    It ends one export, not the run: another target may take the model.
+    """
+
+    exit_code = 2
+
+
 class StageCrashError(StageError):
     """A stage's process ended without an answer."""
 
@@ -92,6 +102,7 @@ ERRORS: dict[str, type[EdgeshipError]] = {
         CorruptArtifactError,
         GateError,
         StageError,
+        UnsupportedModelError,
         StageCrashError,
     )
 }

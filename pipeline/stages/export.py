@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.samples import calibration_input_file
 from pipeline.signature import Signature, read_signature
@@ -67,7 +67,8 @@ class ExportStage(Stage):
         """Converts and inspects.
 
         Raises:
-            StageError: The converter failed, or the file holds another precision than asked for.
+            UnsupportedModelError: The target or the precision can't take the model, or the file holds another
+                precision than asked for.
         """
         target = TARGETS[self.target]
         # A network of ours lies beside its calibration set, an imported model in an artifact of its own.
@@ -77,7 +78,7 @@ class ExportStage(Stage):
         path = target.export(source, self.precision, calibration, out_dir)
         summary = target.inspect(path)
         if summary.precision != self.precision:
-            raise StageError(
+            raise UnsupportedModelError(
                 f"{self.target} was asked for {self.precision}, but the tensors of the file say "
                 f"{summary.precision}"
                 + (f" (in float: {', '.join(summary.float_operations[:5])})" if summary.float_operations else "")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pipeline.errors import StageError
+from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.signature import Signature, SourceFormat
 
@@ -128,7 +128,7 @@ class Target(Protocol):
         Its inputs and outputs have the names, types and shapes of the source's signature.
 
         Raises:
-            StageError: The model can't be converted, and why.
+            UnsupportedModelError: The model can't be converted, and why.
         """
 
     def inspect(self, path: Path) -> GraphSummary:
@@ -214,7 +214,7 @@ def check_interface(summary: GraphSummary, signature: Signature, *, runtime: str
     """Holds an exported file to the signature of its source.
 
     Raises:
-        StageError: A name, a type or a shape is another.
+        UnsupportedModelError: A name, a type or a shape is another.
     """
     for kind, found, expected in (
         ("inputs", summary.inputs, signature.inputs),
@@ -223,7 +223,7 @@ def check_interface(summary: GraphSummary, signature: Signature, *, runtime: str
         missing = [_wanted(tensor) for tensor in expected if not any(_is(tensor, other) for other in found)]
         if missing or len(found) != len(expected):
             has = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in found)
-            raise StageError(
+            raise UnsupportedModelError(
                 f"The {kind} of the {runtime} file are {has}; the model has {', '.join(map(_wanted, expected))}. "
                 f"Give the model's {kind} fixed shapes, and each a tensor of its own."
             )
@@ -257,10 +257,10 @@ def check_source_precision(held: GraphSummary, precision: str, *, allowed: Seque
         allowed: What the file may hold.
 
     Raises:
-        StageError: It holds something else.
+        UnsupportedModelError: It holds something else.
     """
     if held.precision not in allowed:
-        raise StageError(
+        raise UnsupportedModelError(
             f"The model file holds {held.precision}, so {precision} can't be made of it: that takes a file in "
             f"{' or '.join(allowed)}. Ask for what it holds, or give the model as it was before it was converted."
         )

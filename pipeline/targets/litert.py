@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StageError
+from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.signature import SourceFormat
 from pipeline.targets.base import GraphSummary, Reach, check_interface, check_source_precision
@@ -55,7 +55,7 @@ class LiteRTTarget:
         """Converts a SavedModel, or lowers the precision of a `.tflite` file.
 
         Raises:
-            StageError: The converter refuses the model, or the file holds what the precision can't be made of.
+            UnsupportedModelError: The converter refuses it, or the file holds what the precision can't be made of.
         """
         path = out_dir / f"model{self.suffix}"
         if source.signature.source == "tflite":
@@ -80,7 +80,7 @@ def _convert(source: ModelSource, precision: str, calibration: Calibration, scra
 
     loops = control_flow(source) if precision == "int8" else ()
     if loops:  # the calibration would end the process
-        raise StageError(_NO_INT8.format(", ".join(loops)) + " A loop over time (GRU, LSTM) is a While.")
+        raise UnsupportedModelError(_NO_INT8.format(", ".join(loops)) + " A loop over time (GRU, LSTM) is a While.")
     saved_model, key = static_saved_model(source, scratch)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[key])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -94,7 +94,7 @@ def _convert(source: ModelSource, precision: str, calibration: Calibration, scra
     try:
         content: bytes = converter.convert()
     except Exception as error:  # the converter's own error is private, and others pass through it
-        raise StageError(_explain(str(error), precision), details=str(error)) from error
+        raise UnsupportedModelError(_explain(str(error), precision), details=str(error)) from error
     return content
 
 
@@ -112,13 +112,13 @@ def _requantize(source: ModelSource, precision: str, calibration: Calibration, p
     """Writes a `.tflite` file as it is, if it holds the precision, else one made of its floats.
 
     Raises:
-        StageError: It has dimensions left open, or holds other than floats.
+        UnsupportedModelError: It has dimensions left open, or holds other than floats.
     """
     file = TFLiteFile(source.path)
     held, shapes = file.summary(), file.input_shapes()
     for tensor in source.signature.inputs:
         if shapes.get(tensor.name) != tensor.shape:
-            raise StageError(
+            raise UnsupportedModelError(
                 f"{source.path.name} takes {tensor.name} in the shape {shapes.get(tensor.name)}, the signature says "
                 f"{tensor.shape}. The shapes of a .tflite file are fixed: give the shape it has, or the SavedModel."
             )
@@ -159,7 +159,7 @@ def _quantized(path: Path, file: TFLiteFile, precision: str, calibration: Calibr
             ranges.calibrate({key: samples}, recipes)
             result = tool.quantize(ranges.get_model_qsvs(), enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError) as error:
-        raise StageError(
+        raise UnsupportedModelError(
             f"ai-edge-quantizer can't make {precision} of {path.name}: {' '.join(str(error).split())[:500]}",
             details=str(error),
         ) from error

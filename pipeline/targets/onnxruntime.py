@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StageError
+from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.signature import Signature, SourceFormat
 from pipeline.targets import onnx_file
@@ -55,7 +55,7 @@ class OnnxRuntimeTarget:
         """Converts the model to ONNX, if it is none, then lowers the precision.
 
         Raises:
-            StageError: A converter refuses the model, or its file holds what the precision can't be made of.
+            UnsupportedModelError: A converter refuses the model, or its file holds what the precision can't be made of.
         """
         import onnx
 
@@ -92,7 +92,7 @@ def _made(source: ModelSource, precision: str, calibration: Calibration, scratch
     """Returns the model in the precision.
 
     Raises:
-        StageError: A converter refuses the model, or its file holds what the precision can't be made of.
+        UnsupportedModelError: A converter refuses the model, or its file holds what the precision can't be made of.
     """
     if source.signature.source == "onnx":
         held = onnx_file.summary(source.path)
@@ -118,7 +118,7 @@ def _from_saved_model(source: ModelSource) -> Any:
     """Returns the ONNX model of the SavedModel's signature.
 
     Raises:
-        StageError: tf2onnx refuses it.
+        UnsupportedModelError: tf2onnx refuses it.
     """
     import tf2onnx
 
@@ -134,7 +134,7 @@ def _from_saved_model(source: ModelSource) -> Any:
             tensors_to_rename=names,
         )
     except Exception as error:  # it raises whatever its handlers run into
-        raise StageError(f"tf2onnx can't convert the model: {_short(error)}", details=str(error)) from error
+        raise UnsupportedModelError(f"tf2onnx can't convert the model: {_short(error)}", details=str(error)) from error
     _check_operations(model)
     _state_output_shapes(model, source.signature)
     return model
@@ -144,7 +144,7 @@ def _from_tflite(source: ModelSource) -> Any:
     """Returns the ONNX model of a `.tflite` file in float32.
 
     Raises:
-        StageError: tf2onnx refuses it.
+        UnsupportedModelError: tf2onnx refuses it.
     """
     import tf2onnx
 
@@ -153,7 +153,9 @@ def _from_tflite(source: ModelSource) -> Any:
     try:
         model, _ = tf2onnx.convert.from_tflite(str(source.path), opset=OPSET)
     except Exception as error:  # it raises whatever its handlers run into
-        raise StageError(f"tf2onnx can't convert {source.path.name}: {_short(error)}", details=str(error)) from error
+        raise UnsupportedModelError(
+            f"tf2onnx can't convert {source.path.name}: {_short(error)}", details=str(error)
+        ) from error
     _check_operations(model)
     rename_values(model, {old: new for new, old in tensors.items()})
     _state_output_shapes(model, source.signature)
@@ -176,14 +178,14 @@ def _check_operations(model: Any) -> None:
     """Refuses operations that tf2onnx left as they were.
 
     Raises:
-        StageError: There are some.
+        UnsupportedModelError: There are some.
     """
     import onnx
 
     used = {(node.op_type, node.domain) for graph in all_graphs(model.graph) for node in graph.node}
     unknown = sorted(kind for kind, domain in used if domain or not onnx.defs.has(kind))
     if unknown:
-        raise StageError(
+        raise UnsupportedModelError(
             f"ONNX has no operation for {', '.join(unknown)} that tf2onnx knows of. Replace it in the model, or "
             f"choose other targets."
         )
@@ -193,7 +195,7 @@ def _with_fixed_shapes(model: Any, signature: Signature) -> Any:
     """Returns the model with the inputs' shapes as in the signature, and the shapes that follow from them.
 
     Raises:
-        StageError: The model can't take inputs of these shapes.
+        UnsupportedModelError: The model can't take inputs of these shapes.
     """
     import onnx
     from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
@@ -206,7 +208,7 @@ def _with_fixed_shapes(model: Any, signature: Signature) -> Any:
         if any(-1 in onnx_file.describe(value).shape for value in model.graph.output):
             fix_output_shapes(model)
     except (ValueError, RuntimeError, onnx.shape_inference.InferenceError) as error:
-        raise StageError(
+        raise UnsupportedModelError(
             f"The ONNX model can't take inputs of the signature's shapes: {_short(error)} Give shapes that it takes.",
             details=str(error),
         ) from error
@@ -217,7 +219,7 @@ def _fold(model: Any, scratch: Path) -> Any:
     """Returns the model with constants and batch norms folded, and with names that depend on the graph alone.
 
     Raises:
-        StageError: ONNX Runtime can't load the model.
+        UnsupportedModelError: ONNX Runtime can't load the model.
     """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -229,7 +231,9 @@ def _fold(model: Any, scratch: Path) -> Any:
     try:
         quant_pre_process(str(converted), str(folded), skip_symbolic_shape=True)
     except Exception as error:  # ONNX Runtime's errors have no common class
-        raise StageError(f"ONNX Runtime can't load the model: {_short(error)}", details=str(error)) from error
+        raise UnsupportedModelError(
+            f"ONNX Runtime can't load the model: {_short(error)}", details=str(error)
+        ) from error
     model = onnx.load(str(folded))
     name_after_position(model)
     return model
@@ -246,7 +250,7 @@ def _to_int8(model: Any, calibration: Calibration, scratch: Path) -> Any:
     """Returns the model with quantize-dequantize pairs whose ranges come from the calibration samples.
 
     Raises:
-        StageError: Its operator set is too old, or the quantization fails.
+        UnsupportedModelError: Its operator set is too old, or the quantization fails.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -272,7 +276,9 @@ def _to_int8(model: Any, calibration: Calibration, scratch: Path) -> Any:
             reduce_range=calibration.reduce_range,
         )
     except Exception as error:  # ONNX Runtime's errors have no common class
-        raise StageError(f"ONNX Runtime can't quantize the model: {_short(error)}", details=str(error)) from error
+        raise UnsupportedModelError(
+            f"ONNX Runtime can't quantize the model: {_short(error)}", details=str(error)
+        ) from error
     return onnx.load(str(quantized))
 
 
@@ -280,7 +286,7 @@ def _recent(model: Any) -> Any:
     """Returns the model in an operator set that has scales per channel.
 
     Raises:
-        StageError: It can't be brought there.
+        UnsupportedModelError: It can't be brought there.
     """
     import onnx
 
@@ -290,7 +296,7 @@ def _recent(model: Any) -> Any:
     try:
         return onnx.version_converter.convert_version(model, OPSET)
     except Exception as error:  # a bare RuntimeError or a ConvertError, by version
-        raise StageError(
+        raise UnsupportedModelError(
             f"The model is of operator set {version}; int8 takes {MIN_INT8_OPSET} or later, and bringing it there "
             f"fails: {_short(error)} Export the model again with a later operator set.",
             details=str(error),

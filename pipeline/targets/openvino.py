@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.signature import InputTensor, Signature, SourceFormat
 from pipeline.targets import onnx_file, openvino_file
@@ -55,7 +55,7 @@ class OpenVinoTarget:
         """Converts the model, quantizes it for int8, and saves it.
 
         Raises:
-            StageError: The converter refuses the model, or its file holds what the precision can't be made of.
+            UnsupportedModelError: The converter refuses it, or its file holds what the precision can't be made of.
         """
         path = out_dir / f"model{self.suffix}"
         held = _held(source)
@@ -99,7 +99,7 @@ def _make(source: ModelSource, precision: str, calibration: Calibration, path: P
     """Writes the model in the precision.
 
     Raises:
-        StageError: The converter or NNCF refuses it.
+        UnsupportedModelError: The converter or NNCF refuses it.
     """
     import openvino as ov
 
@@ -113,10 +113,10 @@ def _make(source: ModelSource, precision: str, calibration: Calibration, path: P
             model.set_rt_info("", ["conversion_parameters", "input_model"])
         ov.save_model(model, str(path), compress_to_fp16=precision == "float16")
         _number_anew(path)
-    except StageError:
+    except (StageError, OSError):
         raise
     except Exception as error:  # OpenVINO's and NNCF's errors have no common class
-        raise StageError(_explain(str(error), precision), details=str(error)) from error
+        raise UnsupportedModelError(_explain(str(error), precision), details=str(error)) from error
 
 
 def _number_anew(path: Path) -> None:
@@ -138,7 +138,7 @@ def _converted(source: ModelSource, scratch: Path) -> Any:
     """Returns the model with the names and shapes of the signature.
 
     Raises:
-        StageError: A name of the signature is not in it.
+        UnsupportedModelError: A name of the signature is not in it.
     """
     import openvino as ov
 
@@ -174,13 +174,13 @@ def _port(ports: Any, name: str) -> Any:
     """Returns the input or output of a name; a tensor without names goes by its operation's.
 
     Raises:
-        StageError: There is none.
+        UnsupportedModelError: There is none.
     """
     for port in ports:
         if name in port.get_names() or (not port.get_names() and name == port.node.friendly_name):
             return port
     known = ", ".join(sorted("|".join(sorted(port.get_names())) or port.node.friendly_name for port in ports))
-    raise StageError(
+    raise UnsupportedModelError(
         f"The converted model has no tensor {name}; it has {known}. Name the model's tensors in the recipe."
     )
 

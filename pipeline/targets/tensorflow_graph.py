@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StageError
+from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import ModelSource
 
 _PREFERRED = ("serving_default", "serve")
@@ -46,7 +46,7 @@ def find_endpoint(source: ModelSource) -> Endpoint:
     """Returns the signature of the SavedModel that has the inputs and outputs of the model's signature.
 
     Raises:
-        StageError: It has none.
+        UnsupportedModelError: It has none.
     """
     known = dict(_meta_graph(source).signature_def)
     inputs = {tensor.name: tensor.shape for tensor in source.signature.inputs}
@@ -63,7 +63,7 @@ def find_endpoint(source: ModelSource) -> Endpoint:
         for key, value in sorted(known.items())
         if not key.startswith("__")
     )
-    raise StageError(
+    raise UnsupportedModelError(
         f"No signature of the SavedModel takes {', '.join(sorted(inputs))} and gives {', '.join(sorted(outputs))}. "
         f"It has: {has or 'none'}. Export the model with a signature that does."
     )
@@ -90,7 +90,9 @@ def _meta_graph(source: ModelSource) -> Any:
 
     path = source.path / "saved_model.pb"
     if not path.is_file():
-        raise StageError(f"{source.path} is no SavedModel: it holds no saved_model.pb. Export the model again.")
+        raise UnsupportedModelError(
+            f"{source.path} is no SavedModel: it holds no saved_model.pb. Export the model again."
+        )
     return saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs[0]
 
 
@@ -281,13 +283,13 @@ def _shape(proto: Any) -> tuple[int, ...] | None:
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    """Raises what TensorFlow raises as a StageError."""
+    """Raises what TensorFlow raises as an UnsupportedModelError."""
     import tensorflow as tf
 
     try:
         yield
     except (tf.errors.OpError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        raise StageError(
+        raise UnsupportedModelError(
             f"TensorFlow can't load the SavedModel with the shapes of its signature: {_first_lines(error)} "
             f"Give the shapes that the model was made for.",
             details=str(error),

@@ -278,6 +278,18 @@ def test_a_network_over_time_is_converted_on_random_samples(place: Place) -> Non
     assert all(files[f"{target}/float32"]["parity"]["max_logit_difference"] < 1e-4 for target in ("litert", "openvino"))
 
 
+def test_what_a_runtime_lacks_is_named_and_loses_only_itself(place: Place) -> None:
+    """A loop over time has no int8 in LiteRT: bad input, exit code 2; its float32 is there all the same."""
+    series = np.random.default_rng(0).random((160, 12, 5), np.float32)
+    np.savez(place.directory / "series.npz", series=series)
+    arguments = ("--target", "litert", "--precision", "float32", "--precision", "int8", "--data", "series.npz")
+    more = ("--calibration-samples", "64", "--out", "loop")
+    answer = place.edgeship("convert", "gru.keras", *arguments, *more, code=2)
+    assert list(by_file(answer)) == ["litert/float32"]
+    (message,) = answer["failures"]
+    assert "LiteRT has no int8 kernel for While" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
