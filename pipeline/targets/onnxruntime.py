@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,24 @@ def _made(source: ModelSource, precision: str, calibration: Calibration, scratch
     return model
 
 
+@contextlib.contextmanager
+def _in_one_order() -> Iterator[None]:
+    """Lets tf2onnx go through nodes in the same order in every conversion.
+
+    Its optimizers keep nodes in sets, whose order goes by addresses in memory, and names by a counter of the process;
+    from one conversion to the next other transposes were removed.
+    """
+    from tf2onnx import graph, utils
+
+    before = graph.Node.__hash__
+    utils.INTERNAL_NAME = 1
+    graph.Node.__hash__ = lambda self: hash(self.name)
+    try:
+        yield
+    finally:
+        graph.Node.__hash__ = before
+
+
 def _from_saved_model(source: ModelSource) -> Any:
     """Returns the ONNX model of the SavedModel's signature.
 
@@ -126,13 +145,14 @@ def _from_saved_model(source: ModelSource) -> Any:
     frozen = frozen_graph(source)
     names = dict(zip((*frozen.inputs, *frozen.outputs), signature_names(source.signature), strict=True))
     try:
-        model, _ = tf2onnx.convert.from_graph_def(
-            frozen.graph_def,
-            input_names=list(frozen.inputs),
-            output_names=list(frozen.outputs),
-            opset=OPSET,
-            tensors_to_rename=names,
-        )
+        with _in_one_order():
+            model, _ = tf2onnx.convert.from_graph_def(
+                frozen.graph_def,
+                input_names=list(frozen.inputs),
+                output_names=list(frozen.outputs),
+                opset=OPSET,
+                tensors_to_rename=names,
+            )
     except Exception as error:  # it raises whatever its handlers run into
         raise UnsupportedModelError(f"tf2onnx can't convert the model: {_short(error)}", details=str(error)) from error
     _check_operations(model)
@@ -151,7 +171,8 @@ def _from_tflite(source: ModelSource) -> Any:
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     tensors = TFLiteFile(source.path).tensor_names()
     try:
-        model, _ = tf2onnx.convert.from_tflite(str(source.path), opset=OPSET)
+        with _in_one_order():
+            model, _ = tf2onnx.convert.from_tflite(str(source.path), opset=OPSET)
     except Exception as error:  # it raises whatever its handlers run into
         raise UnsupportedModelError(
             f"tf2onnx can't convert {source.path.name}: {_short(error)}", details=str(error)
