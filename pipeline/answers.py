@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +58,3 @@ def _by_name(prediction: Prediction, signature: Signature, case: Case) -> dict[s
             f"what was exported"
         )
     return {name: found[name] for name in wanted}
-
-
-def non_finite_outputs(answers: dict[str, npt.NDArray[Any]]) -> list[str]:
-    """Returns the names of outputs that hold a value that is NaN or infinite."""
-    return [name for name, values in answers.items() if not np.isfinite(values).all()]

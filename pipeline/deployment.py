@@ -25,6 +25,9 @@ from pipeline.samples import output_file, reference_samples
 from pipeline.signature import Signature, read_signature
 from pipeline.targets.base import file_digest, model_files
 
+RELEASE_SCHEMA = 2
+"""Form of a release's manifest; before 2 it held one image input and one output."""
+
 GOLDEN_SAMPLES = 16
 GOLDEN_TOLERANCE = 0.02
 """How far a logit may lie from its golden value, as a share of the golden logits' range."""
@@ -61,7 +64,7 @@ def deploy(result: RunResult, profile: DeviceProfile, root: Path, scratch: Path)
     model = exported.file(exported.manifest.metrics["model"])
     files = {path.name: path for path in (*model_files(model), *sorted(scratch.glob("golden_*.npy")))}
     manifest = {
-        "schema_version": 2,
+        "schema_version": RELEASE_SCHEMA,
         "name": result.recipe.name,
         "target": exported.manifest.metrics["target"],
         "precision": exported.manifest.metrics["precision"],
@@ -93,6 +96,11 @@ def self_test_on(profile: DeviceProfile) -> SelfTest:
     """Returns the self-test of releases: the golden samples through the device's own runtime."""
 
     def run(directory: Path, manifest: Mapping[str, Any]) -> None:
+        if manifest.get("schema_version") != RELEASE_SCHEMA:
+            raise DeviceError(
+                f"The release of {manifest['name']} has the form {manifest.get('schema_version')}, and this version "
+                f"of Edgeship tests the form {RELEASE_SCHEMA}. Deploy it again. The release in use was not changed."
+            )
         case = Case(
             id=f"self-test of {manifest['name']}",
             runtime=manifest["target"],

@@ -139,3 +139,12 @@ def test_sentences_name_artifact_value_and_limit() -> None:
 def test_rows_survive_json() -> None:
     row = GateRow("min_snr_db", ARTIFACT, "d", 30.0, None, passed=True, blocking=False)
     assert GateRow(**row.to_dict()) == row
+
+
+def test_a_model_without_a_metric_has_no_rows_that_need_one_but_what_the_recipe_asks_for() -> None:
+    unjudged = verified() | {"accuracy": None, "accuracy_drop": None}
+    unjudged["parity"] = unjudged["parity"] | {"top1_agreement": None}
+    names = [row.name for row in parity_rows(GatesConfig(), ARTIFACT, "int8", unjudged)]
+    assert names == ["min_snr_db"]
+    asked = parity_rows(GatesConfig(min_accuracy=0.5), ARTIFACT, "int8", unjudged)
+    assert [(row.name, row.passed) for row in asked if row.name == "min_accuracy"] == [("min_accuracy", False)]

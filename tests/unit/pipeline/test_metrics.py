@@ -23,6 +23,7 @@ from pipeline.metrics import (
     log_softmax,
     negative_log_likelihood,
     parity,
+    worst_parity,
 )
 
 logit_arrays = hnp.arrays(
@@ -185,3 +186,15 @@ def test_parity_refuses_what_cannot_be_compared() -> None:
         parity(np.zeros((2, 2)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="NaN"):
         parity(np.zeros((1, 2)), np.array([[0.0, np.nan]]))
+
+
+def test_the_worst_of_several_outputs_counts() -> None:
+    reference = np.array([[0.0, 1.0], [2.0, 4.0]])
+    exact = parity(reference, reference)
+    close = parity(reference, reference + 0.04, classes=False)
+    worst = worst_parity([exact, close])
+    assert worst["max_logit_difference"] == pytest.approx(0.01)
+    assert worst["snr_db"] == close["snr_db"]
+    assert worst["top1_agreement"] == 1.0
+    assert worst_parity([exact])["snr_db"] is None
+    assert close["top1_agreement"] is None
