@@ -1,0 +1,240 @@
+"""Trains networks with Edgeship's preset and with plain Keras, and writes `training.json` and `training.md` beside it.
+
+    .venv/bin/python docs/results/training.py --tiny-imagenet FILE --cifar10 FILE [--only tiny_imagenet_20/mobilenet_v2]
+
+FILE is a folder or an archive of `split/class/*.jpg`. A run that is interrupted goes on where it stood; rows that were
+measured before stay in the tables. With `--tables` alone nothing is trained and the tables are written anew.
+
+Plain Keras is `compile` and `fit` with the defaults of `keras.optimizers.Adam`, cross-entropy and nothing else, on the
+same images, the same network, the same number of epochs and the same size of batch. Both keep the epoch that did best
+on validation, and both are judged on the test split, which neither of them has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifacts import ArtifactStore
+from pipeline.executor import child_environment
+from pipeline.metrics import accuracy_interval, count_correct, expected_calibration_error, fit_temperature
+from pipeline.recipe import Recipe
+from pipeline.runner import host_facts, run_recipe
+
+HERE = Path(__file__).resolve().parent
+WORK = HERE.parents[1] / "runs" / "results" / "training"
+
+NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "efficientnet_b0")
+DATASETS: dict[str, dict[str, Any]] = {
+    "tiny_imagenet_20": {"size": [64, 64], "epochs": 30},
+    "cifar10": {"size": [32, 32], "epochs": 10},
+}
+PRESET = "quick"
+BATCH = 64
+MODEL = {"early_stride": True, "batch_norm_momentum": 0.99}
+"""The paper's strides, which leave 2x2 features of 64 pixels: what two cores train in minutes. For both sides."""
+
+
+def main() -> None:
+    """Trains what is missing and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny-imagenet", type=Path)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--only", help="DATASET/NETWORK, or DATASET")
+    parser.add_argument("--side", choices=["baseline", "edgeship"], help="only one of the two trainings")
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--plain-keras", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.plain_keras:
+        data, dataset, network, epochs, out = options.plain_keras
+        train_plain_keras(Path(data), dataset, network, int(epochs), Path(out))
+        return
+    sources = {"tiny_imagenet_20": options.tiny_imagenet, "cifar10": options.cifar10}
+    for dataset, path in sources.items():
+        for network in NETWORKS:
+            wanted = options.only in {None, dataset, f"{dataset}/{network}"}
+            if path is not None and wanted and not options.tables:
+                measure(dataset, network, path, options.side)
+    write_tables()
+
+
+def recipe_of(dataset: str, network: str, path: Path) -> Recipe:
+    """Returns the recipe of one row."""
+    settings = DATASETS[dataset]
+    data = {"source": "image_folder", "path": str(path), "size": settings["size"], "validation_fraction": 0.1}
+    train = {"preset": PRESET, "epochs": settings["epochs"], "batch_size": BATCH}
+    section = {"name": network, **MODEL}
+    name = f"{dataset}-{network}".replace("_", "-")
+    return Recipe.model_validate_json(json.dumps({"name": name, "data": data, "model": section, "train": train}))
+
+
+def measure(dataset: str, network: str, path: Path, side: str | None) -> None:
+    """Trains one network both ways, where that is not done yet."""
+    out = WORK / dataset / network
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = recipe_of(dataset, network, path)
+    store = ArtifactStore(WORK / "store")
+    if side != "edgeship" and not (out / "baseline.json").exists():
+        data = run_recipe(recipe, store, until="data", tell=_tell).artifacts["data"].directory
+        arguments = [str(data), dataset, network, str(recipe.train.epochs), str(out)]
+        subprocess.run(
+            [sys.executable, __file__, "--plain-keras", *arguments], check=True, env=child_environment("tensorflow")
+        )
+    if side != "baseline":
+        result = run_recipe(recipe, store, until="calibrate", tell=_tell)
+        trained = result.artifacts["train"].manifest.metrics
+        calibrated = result.artifacts["calibrate"].manifest.metrics
+        after = calibrated["test"]["after"]
+        row = {
+            "dataset": dataset,
+            "network": network,
+            "preset": PRESET,
+            "epochs": recipe.train.epochs,
+            "device": _device(),
+            "accuracy": after["accuracy"],
+            "accuracy_interval": _interval(after["accuracy"], calibrated["test"]["test_images"]),
+            "ece_before": calibrated["test"]["before"]["ece"],
+            "ece_after": after["ece"],
+            "images_per_second": trained["images_per_second"],
+            "train_seconds": trained["train_seconds"],
+            "keys": {record.name: record.key for record in result.stages},
+        }
+        (out / "edgeship.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+def train_plain_keras(data: Path, dataset: str, network: str, epochs: int, out: Path) -> None:
+    """Trains without augmentation, schedule or averaging; runs in a process of its own."""
+    import keras
+
+    import models
+
+    keras.utils.set_random_seed(0)
+    splits = {
+        split: (np.load(data / f"{split}_images.npy"), np.load(data / f"{split}_labels.npy"))
+        for split in ("train", "validation", "test")
+    }
+    classes = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["classes"]
+    shape = splits["train"][0].shape[1:]
+    model = models.build(network, input_shape=shape, num_classes=len(classes), **MODEL)
+    model.compile(
+        keras.optimizers.Adam(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    best = keras.callbacks.ModelCheckpoint(
+        str(out / "best.weights.h5"), monitor="val_accuracy", save_best_only=True, save_weights_only=True
+    )
+    started = time.monotonic()
+    history = model.fit(
+        *splits["train"],
+        batch_size=BATCH,
+        epochs=epochs,
+        validation_data=splits["validation"],
+        callbacks=[best],
+        verbose=2,
+    )
+    seconds = time.monotonic() - started
+    test, labels = splits["test"]
+    last = model.predict(test, batch_size=BATCH, verbose=0)
+    model.load_weights(out / "best.weights.h5")
+    logits = model.predict(test, batch_size=BATCH, verbose=0)
+    validation = model.predict(splits["validation"][0], batch_size=BATCH, verbose=0)
+    temperature = fit_temperature(validation, splits["validation"][1])
+    correct = count_correct(logits, labels)
+    row = {
+        "dataset": dataset,
+        "network": network,
+        "epochs": epochs,
+        "device": _device(),
+        "accuracy": correct / len(labels),
+        "accuracy_interval": accuracy_interval(correct, len(labels)),
+        "accuracy_last_epoch": count_correct(last, labels) / len(labels),
+        "temperature": temperature,
+        "ece_before": expected_calibration_error(logits, labels),
+        "ece_after": expected_calibration_error(logits / temperature, labels),
+        "train_seconds": seconds,
+        "history": history.history,
+    }
+    (out / "baseline.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+def write_tables() -> None:
+    """Writes the rows of which both sides are measured, the ones measured elsewhere before included."""
+    file = HERE / "training.json"
+    known = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    rows = {(row["dataset"], row["network"], row["device"]): row for row in known}
+    for dataset in DATASETS:
+        for network in NETWORKS:
+            sides = [WORK / dataset / network / f"{side}.json" for side in ("edgeship", "baseline")]
+            if not all(side.exists() for side in sides):
+                continue
+            row, baseline = (json.loads(side.read_text(encoding="utf-8")) for side in sides)
+            for name in ("accuracy", "accuracy_interval", "accuracy_last_epoch", "ece_before", "ece_after"):
+                row[f"baseline_{name}"] = baseline[name]
+            rows[dataset, network, row["device"]] = row
+    ordered = sorted(rows.values(), key=lambda row: (row["dataset"], NETWORKS.index(row["network"]), row["device"]))
+    file.write_text(json.dumps({"rows": ordered}, indent=1) + "\n", encoding="utf-8")
+    (HERE / "training.md").write_text(_markdown(ordered), encoding="utf-8")
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Training: the preset against plain Keras",
+        "",
+        "Written by `docs/results/training.py`; all values are `measured`. Test accuracy in percent with its 95 %",
+        "Wilson interval, calibration error (15 bins) before and after the temperature. Plain Keras has the same",
+        "network, images, epochs and size of batch, and no augmentation, schedule or averaging; of both, the epoch that",
+        "did best on validation is judged.",
+        "",
+        "| data set | network | preset | epochs | device | accuracy | interval | plain Keras | better by | ECE before |"
+        " ECE after | plain ECE before | after | images/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["accuracy_interval"]
+        better = row["accuracy"] - row["baseline_accuracy"]
+        cells = [
+            row["dataset"],
+            row["network"],
+            row["preset"],
+            str(row["epochs"]),
+            row["device"],
+            f"{100 * row['accuracy']:.1f}",
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            f"{100 * row['baseline_accuracy']:.1f}",
+            f"{100 * better:+.1f}",
+            *(
+                f"{100 * row[name]:.1f}"
+                for name in ("ece_before", "ece_after", "baseline_ece_before", "baseline_ece_after")
+            ),
+            f"{row['images_per_second']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(accuracy: float, count: int) -> list[float]:
+    return list(accuracy_interval(round(accuracy * count), count))
+
+
+def _device() -> str:
+    return f"{os.cpu_count()} cores, {host_facts()['cpu'] or platform.machine()}"
+
+
+def _tell(event: dict[str, Any]) -> None:
+    if "epoch_done" in event:
+        print(event["epoch_done"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
