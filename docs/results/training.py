@@ -188,17 +188,20 @@ def write_tables() -> None:
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
+    columns = [
+        *("data set", "network", "preset", "epochs", "device", "accuracy", "interval", "plain Keras", "better by"),
+        *("ECE before", "ECE after", "plain ECE before", "after", "images/s"),
+    ]
     lines = [
         "# Training: the preset against plain Keras",
         "",
         "Written by `docs/results/training.py`; all values are `measured`. Test accuracy in percent with its 95 %",
         "Wilson interval, calibration error (15 bins) before and after the temperature. Plain Keras has the same",
-        "network, images, epochs and size of batch, and no augmentation, schedule or averaging; of both, the epoch that",
-        "did best on validation is judged.",
+        "network, images, epochs and size of batch, and no augmentation, schedule or averaging; of both, the epoch",
+        "that did best on validation is judged.",
         "",
-        "| data set | network | preset | epochs | device | accuracy | interval | plain Keras | better by | ECE before |"
-        " ECE after | plain ECE before | after | images/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
     ]
     for row in rows:
         low, high = row["accuracy_interval"]
