@@ -220,7 +220,6 @@ def _histograms(images: Tensor) -> Tensor:
     """Returns (batch, 3, 256) int32: how many pixels of each color have each level."""
     from keras import ops
 
-    height, width = images.shape[1:3]
     count = ops.shape(images)[0]
     bins = ops.cast(images, "int32") + ops.arange(0, 768, 256, dtype="int32")
     bins = bins + 768 * ops.arange(count, dtype="int32")[:, None, None, None]
