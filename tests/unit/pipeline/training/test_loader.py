@@ -16,8 +16,9 @@ import pytest
 
 from devices.board.preprocess import Preprocess, preprocess
 from pipeline.errors import DataError, InputError
+from pipeline.training.batches import class_weights, epoch_order
 from pipeline.training.config import TrainConfig
-from pipeline.training.loader import Batch, Loader, class_weights, epoch_order, num_workers
+from pipeline.training.loader import Batch, Loader, num_workers
 
 ROOT = Path(__file__).resolve().parents[4]
 COUNT, CLASSES, SIZE = 45, ("ant", "bee", "cat"), (16, 20)
@@ -326,9 +327,9 @@ def test_a_batch_that_cannot_be_is_refused(changes: dict[str, Any], processes: i
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_an_image_comes_through(workers: int) -> None:
-    with pytest.raises(DataError, match="image 7 is damaged"):
-        for epoch in range(3):
-            load(config(workers=workers), epoch, images=Fake(fails_at=7))
+    row = int(load(config())[0].rows[3])
+    with pytest.raises(DataError, match=f"image {row} is damaged"):
+        load(config(workers=workers), images=Fake(fails_at=row))
 
 
 def test_workers_go_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
