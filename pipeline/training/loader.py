@@ -232,9 +232,10 @@ def _accept_default_flags() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:  # noqa: ARG001
-    """Ties a worker process to its parent, also where that is killed; Ctrl-C is left to the parent."""
+    """Ties a worker process to its parent, also where that is killed; Ctrl-C and GPUs are left to the parent."""
     import multiprocessing
 
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,24 @@ def test_workers_change_nothing(workers: int, on_accelerator: bool) -> None:
     expected = load(settings, on_accelerator=on_accelerator)
     found = load(settings.model_copy(update={"workers": workers}), on_accelerator=on_accelerator)
     assert_same(found, expected)
+
+
+def test_batches_come_through_pipes_where_there_is_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    create = shared_memory.SharedMemory.__init__
+    monkeypatch.setattr(
+        shared_memory.SharedMemory,
+        "__init__",
+        lambda self, name=None, **options: (names.append(name), create(self, name, **options))[1],
+    )
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 10))
+    found = load(config(workers=1))
+    assert_same(found, load(config()))
+    assert not names
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 30))
+    assert_same(load(config(workers=1)), found)
+    assert names, "this test looks at something else than how batches come"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
