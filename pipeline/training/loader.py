@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError, InputError
+from pipeline.errors import DataError, InputError, StageError
 from pipeline.training.batches import Images, Rows, TrainingBatches, class_weights
 from pipeline.training.config import TrainConfig
 
@@ -99,6 +99,11 @@ class Loader:
             size: (height, width) of the batches; None is that of the data.
             strength: Scales RandAugment's magnitude, changes of color, the probability of erasing and the alphas of
                 mixup and cutmix.
+
+        Raises:
+            DataError: An image can't be read.
+            StageError: A worker process was killed.
+            RuntimeError: Another epoch was begun before this one's end, or the loader was closed.
         """
         first, last = epoch * self.steps_per_epoch + first_step, (epoch + 1) * self.steps_per_epoch
         reading = self._read_from(first, last, size or self._images.size, strength)
@@ -200,7 +205,16 @@ class _Reading:
         return (self.next_step, made.size, made.strength) == (first, size, strength) and last <= made.end_step
 
     def next_batch(self) -> Batch:
-        made = next(self._iterator)
+        try:
+            made = next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise StageError(
+                "A process that loads images was ended from outside, as where memory runs out. Lower train.workers "
+                "or train.batch_size.",
+                details=str(error),
+            ) from error
         self.next_step += 1
         if self._copies:
             made = _copied(made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 
 from devices.board.preprocess import Preprocess, preprocess
-from pipeline.errors import DataError, InputError
+from pipeline.errors import DataError, InputError, StageError
 from pipeline.training.batches import class_weights, epoch_order
 from pipeline.training.config import TrainConfig
 from pipeline.training.loader import Batch, Loader, num_workers
@@ -350,6 +352,16 @@ def test_an_error_of_an_image_comes_through(workers: int) -> None:
     row = int(load(config())[0].rows[3])
     with pytest.raises(DataError, match=f"image {row} is damaged"):
         load(config(workers=workers), images=Fake(fails_at=row))
+
+
+def test_a_killed_worker_is_named() -> None:
+    settings = config(workers=1, epochs=10_000)
+    with Loader(Fake(), settings, on_accelerator=False) as loader:
+        next(batches := itertools.chain.from_iterable(loader.epoch(epoch) for epoch in range(1000)))
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        with pytest.raises(StageError, match=r"Lower train\.workers"):
+            list(batches)  # what lay ready comes first
 
 
 def test_workers_go_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
