@@ -1,86 +1,261 @@
-"""Batches of augmented training images, in an order that depends on the seed and the epoch alone."""
+"""Loads batches of augmented training images ahead of the training.
+
+grain reads ahead, in threads or in worker processes; a worker makes whole batches. One reading goes on over the
+epochs as long as size and strength stay, so that workers are started once and the first batch of an epoch is there
+when the last one ends.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.training.config import AugmentationConfig
+from pipeline.errors import DataError, InputError, StageError
+from pipeline.training.batches import Images, Rows, TrainingBatches, class_weights
+from pipeline.training.config import TrainConfig
 
-Image = npt.NDArray[np.uint8]
+_BATCHES_A_WORKER = 2
+_THREADS, _BATCHES_IN_THREADS = 2, 4
+_CORES_FOR_WORKERS, _MAX_WORKERS = 4, 16
 
 
-def augment(image: Image, config: AugmentationConfig, rng: np.random.Generator) -> Image:
-    """Returns a randomly changed copy of an image (height, width, 3) uint8.
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from, or this process' part of it.
 
-    All random numbers are drawn whatever the config says, so that switching one change off leaves the others'
-    numbers as they are.
+    Attributes:
+        inputs: "image": uint8 (batch, height, width, 3). Where the accelerator augments, also the draws, which
+            `augmentation.accelerator.transform` takes: the same keys for a whole training.
+        targets: float32 (batch, classes): one-hot, mixed where the images are.
+        weights: float32 (batch,) where class weights are given.
+        rows: int64 (batch,) of the training images.
     """
-    height, width = image.shape[:2]
-    draws = rng.random(5)
-    reach_y, reach_x = int(config.shift * height), int(config.shift * width)
-    shift_y = int(draws[0] * (2 * reach_y + 1)) - reach_y
-    shift_x = int(draws[1] * (2 * reach_x + 1)) - reach_x
-    if shift_y or shift_x:
-        rows = np.clip(np.arange(height) + shift_y, 0, height - 1)
-        columns = np.clip(np.arange(width) + shift_x, 0, width - 1)
-        image = image[rows[:, None], columns]
-    if config.flip and draws[2] < 0.5:
-        image = image[:, ::-1]
-    if config.brightness or config.contrast:
-        gain = np.float32(1 + (2 * draws[3] - 1) * config.contrast)
-        offset = np.float32(255 * (2 * draws[4] - 1) * config.brightness)
-        image = np.clip(np.rint((image - np.float32(127.5)) * gain + np.float32(127.5) + offset), 0, 255)
-    return np.ascontiguousarray(image, dtype=np.uint8)
+
+    inputs: dict[str, npt.NDArray[Any]]
+    targets: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32] | None
+    rows: Rows
 
 
-class _TrainingImages:
-    """Random access to a split for grain."""
+class Loader:
+    """Batches of one process, read ahead.
 
-    def __init__(self, images: Image, labels: npt.NDArray[np.int64], targets: npt.NDArray[np.float32]) -> None:
-        self._images, self._labels, self._targets = images, labels, targets
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Image, npt.NDArray[np.float32]]:
-        return np.asarray(self._images[index]), self._targets[self._labels[index]]
-
-
-def epoch_of_batches(
-    images: Image,
-    labels: npt.NDArray[np.int64],
-    *,
-    num_classes: int,
-    batch_size: int,
-    augmentation: AugmentationConfig,
-    seed: int,
-    epoch: int,
-) -> Any:
-    """Returns one epoch as a grain dataset of batches.
+    A context manager, which ends the worker processes. They also end by themselves when this process dies.
 
     Args:
-        images: (images, height, width, 3) uint8; may be memory-mapped.
-        labels: (images,).
-        num_classes: Length of the one-hot targets.
-        batch_size: Images a batch; a smaller rest is left out.
-        augmentation: What is changed at random.
-        seed: Of the training.
-        epoch: Which epoch, from 0.
+        images: The training split.
+        config: Of the training.
+        process_index: Which of the processes this is; it gets the i-th block of each global batch.
+        process_count: How many share a batch.
+        on_accelerator: Whether colors, RandAugment, erasing and mixing are left to
+            `augmentation.accelerator.transform`.
 
-    Returns:
-        A `grain.MapDataset` of `(images uint8, one-hot targets float32)`.
+    Attributes:
+        steps_per_epoch: Global batches an epoch; a smaller rest is left out.
+        read_ahead: At most so many batches lie ready.
+
+    Raises:
+        DataError: There are fewer images than one batch holds.
+        InputError: The batch can't be shared by the processes, or class weights don't fit the classes.
     """
-    import grain
 
-    source = _TrainingImages(images, labels, np.eye(num_classes, dtype=np.float32))
-    epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) % 2**31
-    return (
-        grain.MapDataset.source(source)
-        .seed(epoch_seed)
-        .shuffle()
-        .random_map(lambda item, rng: (augment(item[0], augmentation, rng), item[1]))
-        .batch(batch_size, drop_remainder=True)
-    )
+    def __init__(
+        self,
+        images: Images,
+        config: TrainConfig,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        on_accelerator: bool,
+    ) -> None:
+        _check(images, config, process_count)
+        self.steps_per_epoch = len(images) // config.batch_size
+        self._images, self._config, self._on_accelerator = images, config, on_accelerator
+        self._weights = class_weights(config.class_weights, images.labels, images.classes)
+        block = config.batch_size // process_count
+        self._block = slice(process_index * block, (process_index + 1) * block)
+        self._workers = num_workers(config)
+        self.read_ahead = self._workers * (_BATCHES_A_WORKER + 2) if self._workers else _BATCHES_IN_THREADS
+        self._reading: _Reading | None = None
+
+    def epoch(
+        self, epoch: int, *, first_step: int = 0, size: tuple[int, int] | None = None, strength: float = 1.0
+    ) -> Iterator[Batch]:
+        """Yields an epoch's batches.
+
+        Args:
+            epoch: From 0.
+            first_step: The first batch, as where a training is resumed.
+            size: (height, width) of the batches; None is that of the data.
+            strength: Scales RandAugment's magnitude, changes of color, the probability of erasing and the alphas of
+                mixup and cutmix.
+
+        Raises:
+            DataError: An image can't be read.
+            StageError: A worker process was killed.
+            RuntimeError: Another epoch was begun before this one's end, or the loader was closed.
+        """
+        first, last = epoch * self.steps_per_epoch + first_step, (epoch + 1) * self.steps_per_epoch
+        reading = self._read_from(first, last, size or self._images.size, strength)
+        while reading.next_step < last:
+            if reading is not self._reading:
+                raise RuntimeError(f"the batches of epoch {epoch} are at an end: another epoch was begun, or it closed")
+            yield reading.next_batch()
+
+    def close(self) -> None:
+        """Ends reading ahead and the worker processes."""
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_from(self, first: int, last: int, size: tuple[int, int], strength: float) -> _Reading:
+        """Returns the reading that goes on at this step of the whole training, or a new one."""
+        reading = self._reading
+        if reading is not None and reading.goes_on(first, last, size, strength):
+            return reading
+        self.close()
+        batches = TrainingBatches(
+            images=self._images,
+            config=self._config,
+            weights=self._weights,
+            block=self._block,
+            on_accelerator=self._on_accelerator,
+            size=size,
+            strength=strength,
+            first_step=first,
+            end_step=max(last, self._config.epochs * self.steps_per_epoch),
+        )
+        self._reading = _Reading(batches, self._workers)
+        return self._reading
+
+
+def _check(images: Images, config: TrainConfig, process_count: int) -> None:
+    if len(images) < config.batch_size:
+        raise DataError(
+            f"train.batch_size is {config.batch_size}, but the training split has {len(images)} images. "
+            f"Make the batch smaller or give more images."
+        )
+    if config.batch_size % process_count:
+        raise InputError(
+            f"train.batch_size is {config.batch_size}, but {process_count} processes share it: give a multiple of "
+            f"{process_count}."
+        )
+    mixes = config.augmentation.mixup > 0 or config.augmentation.cutmix > 0
+    if mixes and config.batch_size // process_count % 2:
+        raise InputError(
+            f"train.batch_size is {config.batch_size}, {config.batch_size // process_count} a process, but mixup and "
+            f"cutmix mix images in pairs: give a multiple of {2 * process_count}."
+        )
+
+
+def num_workers(config: TrainConfig) -> int:
+    """Returns how many worker processes load images; 0 loads in threads of this process.
+
+    `auto` leaves two cores to the training. With few cores it takes threads: Pillow lets go of Python's lock, and the
+    training takes what cores there are.
+    """
+    if config.workers != "auto":
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if cores < _CORES_FOR_WORKERS else min(cores - 2, _MAX_WORKERS)
+
+
+class _Reading:
+    """Batches one after another, from one step of the whole training on."""
+
+    def __init__(self, batches: TrainingBatches, workers: int) -> None:
+        import grain
+
+        self._batches = batches
+        self.next_step = batches.first_step
+        dataset = grain.MapDataset.source(batches)
+        self._copies = workers > 0
+        if workers:
+            _accept_default_flags()
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_A_WORKER)
+            read = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+            if not _fits_shared_memory(workers * (_BATCHES_A_WORKER + 2) * batches.size_bytes()):
+                through_pipes = grain.experimental.DatasetOptions(min_shm_size=2**62)
+                read = grain.experimental.WithOptionsIterDataset(read, through_pipes)
+            self._iterator = iter(read.mp_prefetch(options, worker_init_fn=_start_worker))
+        else:
+            self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(_THREADS, _BATCHES_IN_THREADS)))
+
+    def goes_on(self, first: int, last: int, size: tuple[int, int], strength: float) -> bool:
+        """Returns whether the next batch is the one of step `first`, at this size and strength."""
+        made = self._batches
+        return (self.next_step, made.size, made.strength) == (first, size, strength) and last <= made.end_step
+
+    def next_batch(self) -> Batch:
+        try:
+            made = next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise StageError(
+                "A process that loads images was ended from outside, as where memory runs out. Lower train.workers "
+                "or train.batch_size.",
+                details=str(error),
+            ) from error
+        self.next_step += 1
+        if self._copies:
+            made = _copied(made)
+        return Batch(inputs=made["inputs"], targets=made["targets"], weights=made.get("weights"), rows=made["rows"])
+
+    def close(self) -> None:
+        self._iterator.close()
+
+
+def _copied(values: Any) -> Any:
+    """Returns arrays that outlive the shared memory they came in, which is freed with the last of its arrays."""
+    if isinstance(values, dict):
+        return {name: _copied(value) for name, value in values.items()}
+    return np.array(values)
+
+
+def _fits_shared_memory(needed_bytes: int) -> bool:
+    """Returns whether batches can come through shared memory; containers often have only 64 MB of it."""
+    shared = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; other systems don't say how much there is
+    return not shared.is_dir() or shutil.disk_usage(shared).free > needed_bytes
+
+
+def _accept_default_flags() -> None:
+    """Lets grain read its absl flags, which it wants parsed before it starts processes."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _start_worker(index: int, count: int) -> None:  # noqa: ARG001
+    """Ties a worker process to its parent, also where that is killed; Ctrl-C and GPUs are left to the parent."""
+    import multiprocessing
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
