@@ -24,9 +24,7 @@ from pipeline.sources.npz import NpzConfig
 from pipeline.sources.samples import ArraysConfig, RandomConfig
 from pipeline.sources.tfrecord import TfrecordConfig
 
-AnySource = (
-    ArrayRecordConfig | DigitsConfig | ImageFolderConfig | NpzConfig | TfrecordConfig
-)
+AnySource = ArrayRecordConfig | DigitsConfig | ImageFolderConfig | NpzConfig | TfrecordConfig
 
 SOURCES: dict[str, type[AnySource]] = {
     "array_record": ArrayRecordConfig,

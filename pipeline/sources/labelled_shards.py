@@ -58,6 +58,10 @@ class LabelledShards:
                 raise DataError(f"the {split} split has no record ({', '.join(of_split[:3])}): write its shards again")
         if not found.labels:
             raise DataError(f"the shards hold no record ({self.shards[0].name}): write them again")
+        if len(found.firsts) > 1:
+            raise DataError(
+                "some records are in the layout of ImageNet and some in that of TensorFlow Datasets: split them"
+            )
         classes = self._classes(found)
         return Reading(tuple(classes.values()), found.num_images.total(), self._samples(classes), self.ignored)
 
@@ -85,7 +89,7 @@ class LabelledShards:
     def _classes(self, found: _Found) -> dict[int, str]:
         """The name of every class by its number, in the order of the numbers; all names differ."""
         if self.names is not None:
-            first = min(found.firsts) if self.first_label is None else self.first_label
+            first = next(iter(found.firsts)) if self.first_label is None else self.first_label
             names = dict(enumerate(self.names, start=first))
         elif found.lacks_text:
             names = {label: str(label) for label in sorted(found.labels)}

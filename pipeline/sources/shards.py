@@ -1,9 +1,9 @@
 """Which files of a directory, or of a pattern, are the shards of which split.
 
-    train-00000-of-01024                       the ImageNet scripts of TensorFlow, in one folder or one a split
-    validation-00000-of-00128.tfrecord         the same with a suffix, also `.gz`
-    flowers-train.array_record-00000-of-00004  TensorFlow Datasets
-    test.tfrecord                              a split in one file
+train-00000-of-01024                       the ImageNet scripts of TensorFlow, in one folder or one a split
+validation-00000-of-00128.tfrecord         the same with a suffix, also `.gz`
+flowers-train.array_record-00000-of-00004  TensorFlow Datasets
+test.tfrecord                              a split in one file
 """
 
 from __future__ import annotations
