@@ -73,20 +73,20 @@ def test_the_training_split_is_kept_as_it_is(folder: Path, decoded: Path, encode
             expected = decode_image((folder / line["name"]).read_bytes()).pixels
             assert np.array_equal(images[line["row"]], expected)
     summary = json.loads((encoded / "dataset.json").read_text())
-    assert summary["cache"] == {"kind": "encoded", "shard_lengths": [17]}
+    assert summary["cache"] == {"kind": "encoded", "shard_lengths": [16]}
 
 
 def test_both_caches_give_the_same_training_images(decoded: Path, encoded: Path) -> None:
     first, second = TrainingImages(decoded), TrainingImages(encoded)
 
     assert (first.encoded, second.encoded) == (False, True)
-    assert len(first) == len(second) == 17
+    assert len(first) == len(second) == 16
     assert first.size == second.size == (8, 8)
     assert first.classes == second.classes == ("a", "b")
     assert np.array_equal(first.labels, second.labels)
     assert first.names([3, 0, 3]) == second.names([3, 0, 3])
     assert second.preprocess == Preprocess((8, 8))
-    for row in range(17):
+    for row in range(16):
         assert np.array_equal(preprocess(second[row], second.preprocess), first[row])
     array = np.load(decoded / "train_images.npy")
     for path in (decoded, encoded):
@@ -97,12 +97,12 @@ def test_both_caches_give_the_same_training_images(decoded: Path, encoded: Path)
 @pytest.mark.parametrize("kind", ["decoded", "encoded"])
 def test_images_are_pickled_as_paths_and_read_by_threads(kind: str, request: pytest.FixtureRequest) -> None:
     images = TrainingImages(request.getfixturevalue(kind))
-    expected = [images[row].tobytes() for row in range(17)]
+    expected = [images[row].tobytes() for row in range(16)]
     copy = pickle.loads(pickle.dumps(images))  # noqa: S301
 
     assert len(pickle.dumps(images)) < 3000
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda row: copy[row % 17].tobytes(), range(17 * 20)))
+        found = list(threads.map(lambda row: copy[row % 16].tobytes(), range(16 * 20)))
     assert found == expected * 20
 
 
@@ -120,8 +120,8 @@ def test_the_choice_is_made_by_the_size_of_the_training_split(
         return str(json.loads((out / "dataset.json").read_text())["cache"]["kind"])
 
     assert kind(26, "all") == "decoded"
-    assert kind(17, "training") == "decoded"  # all images are more than the limit, the training split is not
-    assert kind(16, "less") == "encoded"
+    assert kind(16, "training") == "decoded"  # all images are more than the limit, the training split is not
+    assert kind(15, "less") == "encoded"
     assert kind(1, "asked", cache="decoded") == "decoded"
     assert kind(26, "asked_too", cache="encoded") == "encoded"
 
@@ -151,8 +151,8 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_written(
         DataError, match=r"\(26 images, twice .* of 8x8 pixels\).* set `cache: encoded`, a smaller `size`"
     ):
         prepare(folder, tmp_path / "decoded")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(100, 0, 9 * 8 * 8 * 3 - 1))
-    with pytest.raises(DataError, match=r"\(9 images of validation, test, of 8x8 pixels\).*: set a smaller `size`"):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(100, 0, 10 * 8 * 8 * 3 - 1))
+    with pytest.raises(DataError, match=r"\(10 images of validation, test, of 8x8 pixels\).*: set a smaller `size`"):
         prepare(folder, tmp_path / "encoded", cache="encoded")
     np.savez(tmp_path / "a.npz", images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 2)
     with pytest.raises(DataError, match=r": set a smaller `size`"):
