@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from pipeline.errors import DataError
 from pipeline.sources import DataConfig, Reading, Sample
+from pipeline.stages.data import DataStage
 
 TENSORFLOW_SHARD = (
     "5c00000000000000c9cdf98f0a5a0a130a03626f78120c120a0a080000003f0000803f0a180a0966696c655f6e616d65120b"
@@ -228,3 +229,15 @@ def test_a_checksum_alone_gives_a_damaged_record_away(record_shards: ModuleType,
 
         with pytest.raises(DataError, match=f"is damaged at record 1 .*{message}"):
             read(tmp_path, "tfrecord")
+
+
+def test_one_class_is_an_error_of_the_stage(record_shards: ModuleType, tmp_path: Path) -> None:
+    records = [record_shards.imagenet_example(png(value), 1, text="cat") for value in range(9)]
+    record_shards.write_shards(tmp_path / "shards", "train", records)
+    source = {"source": "tfrecord", "path": str(tmp_path / "shards"), "size": [8, 8]}
+    stage = DataStage.model_validate_json(json.dumps({"source": source}), strict=True)
+    (tmp_path / "out").mkdir()
+
+    with pytest.raises(DataError, match=r"one class only \(cat\)"):
+        stage.run({}, tmp_path / "out", lambda _: None)
+    assert not list((tmp_path / "out").iterdir())
