@@ -1,8 +1,8 @@
 """From logits to how sure a model is: the only implementation, for calibration, evaluation and boards.
 
-The confidence of a model is the largest of its probabilities, softmax(logits). A temperature or scales and biases of the
-classes are folded into the model, so that nothing is left to do. A monotone map of the confidence can't be folded: it
-lies beside the model as `calibration.json` and is applied here.
+The confidence of a model is the largest of its probabilities, softmax(logits). A temperature or scales and biases of
+the classes are folded into the model, so that nothing is left to do. A monotone map of the confidence can't be folded:
+it lies beside the model as `calibration.json` and is applied here.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
-_STYLE = {
+_LIGHT = {_VERMILION: "#FBE3D2", _GREEN: "#D5F0E6"}
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edgeship",  # ids of shapes are random without it
     "svg.fonttype": "path",
     "font.size": 9.0,
@@ -23,6 +24,8 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+_OVER, _UNDER = "overconfident by", "underconfident by"
+_LEGEND = ("accuracy", "95 % interval", _OVER, _UNDER, "perfectly calibrated")
 
 
 def draw_reliability(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -39,7 +42,7 @@ def draw_reliability(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(4.1 * len(panels) + 0.3, 5.0), layout="constrained")
+        figure = Figure(figsize=(4.4 * len(panels) + 0.4, 6.2), layout="constrained")
         axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
         for (above, below), panel in zip(axes.T, panels, strict=True):
             _draw_bins(above, panel)
@@ -47,11 +50,10 @@ def draw_reliability(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("share of images")
         shown = {
-            label: handle
-            for above in axes[0]
-            for handle, label in zip(*above.get_legend_handles_labels(), strict=True)
+            label: handle for above in axes[0] for handle, label in zip(*above.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=len(shown), frameon=False)
+        labels = [label for label in _LEGEND if label in shown]
+        figure.legend([shown[label] for label in labels], labels, loc="outside lower center", ncols=5, frameon=False)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=120, metadata=metadata, facecolor="white")
 
@@ -69,8 +71,8 @@ def _draw_bins(axes: Axes, panel: Mapping[str, Any]) -> None:
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="perfectly calibrated", zorder=3)
     axes.bar(centres, accuracy, width, color=_BLUE, label="accuracy", zorder=1)
     for label, colour, hatch, sign in (
-        ("overconfident by", _VERMILION, "////", 1),
-        ("underconfident by", _GREEN, "\\\\\\\\", -1),
+        (_OVER, _VERMILION, "////", 1),
+        (_UNDER, _GREEN, "....", -1),
     ):
         gaps = [
             (centre, row["accuracy"], row["confidence"] - row["accuracy"])
@@ -80,17 +82,16 @@ def _draw_bins(axes: Axes, panel: Mapping[str, Any]) -> None:
         if gaps:
             positions, bottoms, heights = zip(*gaps, strict=True)
             axes.bar(
-                positions, heights, width, bottom=bottoms, facecolor=f"{colour}40", edgecolor=colour, hatch=hatch,
+                positions, heights, width, bottom=bottoms, facecolor=_LIGHT[colour], edgecolor=colour, hatch=hatch,
                 linewidth=0.8, label=label, zorder=2,
             )  # fmt: skip
     below = [row["accuracy"] - row["accuracy_interval"][0] for row in bins]
     above = [row["accuracy_interval"][1] - row["accuracy"] for row in bins]
     axes.errorbar(
-        centres, accuracy, (below, above), fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5, zorder=4,
-        label="95 % interval",
+        centres, accuracy, (below, above), fmt="o", color="black", markersize=2.5, elinewidth=0.9, capsize=1.5,
+        label="95 % interval", zorder=4,
     )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set_box_aspect(1)
 
 
 def _draw_histogram(axes: Axes, panel: Mapping[str, Any]) -> None:
@@ -101,9 +102,9 @@ def _draw_histogram(axes: Axes, panel: Mapping[str, Any]) -> None:
         alpha=0.55,
     )  # fmt: skip
     mean = sum(row["count"] * (row["confidence"] or 0.0) for row in panel["bins"]) / total
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
-    lines = (("accuracy", panel["accuracy"], _BLUE, "-"), ("mean confidence", mean, _VERMILION, "--"))
-    for place, (name, value, colour, style) in enumerate(lines):
-        axes.axvline(value, color=colour, linestyle=style, linewidth=1.4)
-        text = f"{name} {100 * value:.1f} %"
-        axes.text(0.02, 0.93 - 0.21 * place, text, color=colour, transform=axes.transAxes, va="top", fontsize=8)
+    axes.set(xlim=(0, 1), xlabel="confidence")
+    accuracy = panel["accuracy"]
+    axes.axvline(accuracy, color=_BLUE, linewidth=1.4)
+    axes.axvline(mean, color=_VERMILION, linestyle="--", linewidth=1.4)
+    axes.set_title(f"accuracy {100 * accuracy:.1f} %", loc="left", color=_BLUE, fontsize=9)
+    axes.set_title(f"mean confidence {100 * mean:.1f} %", loc="right", color=_VERMILION, fontsize=9)

@@ -22,6 +22,6 @@ def log_probabilities(logits: Logits, confidence_map: ConfidenceMap | None) -> n
     mapped = confidence_map.apply(np.exp(values[rows, top]))
     values[rows, top] = -np.inf
     rest = values - values.max(axis=1, keepdims=True)
-    values = rest - np.log(np.exp(rest).sum(axis=1, keepdims=True)) + np.log1p(-mapped)[:, None]
+    values = np.asarray(rest - np.log(np.exp(rest).sum(axis=1, keepdims=True)) + np.log1p(-mapped)[:, None])
     values[rows, top] = np.log(mapped)
     return values

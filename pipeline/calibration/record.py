@@ -36,9 +36,9 @@ class SplitLogits:
 def calibrate_confidence(
     method: Method, validation: SplitLogits, test: SplitLogits, out_dir: Path, tell: Tell
 ) -> tuple[Scaling, dict[str, Any]]:
-    """Fits a method on validation and writes `reliability.json`, `reliability.svg` and, where needed, `calibration.json`.
+    """Fits a method on validation and judges it on test.
 
-    The last holds the map of the confidence that a network can't hold itself (`devices.board.confidence`).
+    Writes `reliability.json`, `reliability.svg` and, where it is needed, `calibration.json`. The last holds the map of the confidence that a network can't hold itself (`devices.board.confidence`).
 
     Args:
         method: How confidence is calibrated.
@@ -74,10 +74,8 @@ def calibrate_confidence(
         tell({"warning": warning})
     scaling = fit(method, validation.logits, validation.labels)
     before = identity(len(scaling.scale))
-    found = {
-        name: {"before": _found(before, split), "after": _found(scaling, split)} for name, split in splits.items()
-    }
-    diagrams = {
+    found = {name: {"before": _found(before, split), "after": _found(scaling, split)} for name, split in splits.items()}
+    diagrams: dict[str, Any] = {
         "schema_version": RELIABILITY_SCHEMA,
         "method": method,
         "bins": CALIBRATION_BINS,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from devices.board.confidence import ConfidenceMap, top_class
 from pipeline.calibration.measures import bin_of
 from pipeline.metrics import CALIBRATION_BINS, Labels, Logits, accuracy_interval
