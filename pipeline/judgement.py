@@ -90,8 +90,8 @@ def compare_quality(
     found = {**own, "reference_accuracy": other["accuracy"], "accuracy_drop": drop}
     if signature.is_classifier and samples.labels is not None:
         labels, kind = np.load(samples.labels), signature.outputs[0].kind
-        both = (as_logits(each[: len(labels)], kind) for each in (output, reference))
-        found |= {"reference_ece": other["ece"], **calibration_change(*both, labels, confidence_map)}
+        logits, references = (as_logits(each[: len(labels)], kind) for each in (output, reference))
+        found |= {"reference_ece": other["ece"], **calibration_change(logits, references, labels, confidence_map)}
     return found
 
 

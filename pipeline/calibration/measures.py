@@ -223,9 +223,9 @@ def measures(
     That of the accuracy is Wilson's. The others are basic bootstrap intervals of 1,000 resamples of the images (Davison
     and Hinkley 1997, section 5.2): the estimate less what resampling adds to it. Calibration errors are sums of
     absolute values, so chance adds to them, and to their resamples once more: percentiles of the resamples lie above
-    the truth. Where an error is no larger than what chance makes of a calibrated model in 97.5 % of all resamples, its interval
-    begins at zero. No interval leaves out the estimate. That of `mce` is rough, for one image in a bin of its own can
-    make it.
+    the truth. Where an error is no larger than what chance makes of a calibrated model in 97.5 % of all resamples, its
+    interval begins at zero. No interval leaves out the estimate. That of `mce` is rough, for one image in a bin of its
+    own can make it.
 
     Args:
         logits: `(images, classes)`, finite.

@@ -38,7 +38,8 @@ def calibrate_confidence(
 ) -> tuple[Scaling, dict[str, Any]]:
     """Fits a method on validation and judges it on test.
 
-    Writes `reliability.json`, `reliability.svg` and, where it is needed, `calibration.json`. The last holds the map of the confidence that a network can't hold itself (`devices.board.confidence`).
+    Writes `reliability.json`, `reliability.svg` and, where it is needed, `calibration.json`: the map of the confidence
+    that a network can't hold itself (`devices.board.confidence`).
 
     Args:
         method: How confidence is calibrated.

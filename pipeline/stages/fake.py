@@ -79,7 +79,8 @@ class FakeCalibrateStage(Stage):
             self.calibrate.method, splits["validation"], splits["test"], out_dir, tell
         )
         with np.load(train / WEIGHTS_FILE) as archive:
-            _save(out_dir, *scaling.folded(archive["weights"], archive["bias"]), archive["shape"])
+            weights, bias = scaling.folded(archive["weights"], archive["bias"])
+            _save(out_dir, weights, bias, archive["shape"])
             height, width, channels = (int(size) for size in archive["shape"])
         classes = splits["test"].logits.shape[1]
         image_signature((height, width, channels), classes, source="fake", model=WEIGHTS_FILE).write(out_dir)
