@@ -13,6 +13,8 @@ PICTURE = f"artifacts/calibrate/{PICTURE_FILE}"
 _COLUMNS = (
     "artifact", "ECE", "95 % interval", "change", "95 % interval", "adaptive", "class-wise", "MCE", "NLL", "Brier"
 )  # fmt: skip
+_NOTICEABLE = 5e-5
+"""A change that shows in hundredths of a point; float16 makes smaller ones that are certain and mean nothing."""
 
 
 def confidence_lines(network: Mapping[str, Any]) -> list[str]:
@@ -42,7 +44,7 @@ def worse_calibration_lines(artifact: Mapping[str, Any]) -> list[str]:
         artifact: Of the report; the interval of its change must lie above zero.
     """
     low, high = artifact.get("ece_change_interval") or (0.0, 0.0)
-    if low <= 0:
+    if low <= 0 or artifact["ece_change"] < _NOTICEABLE:
         return []
     before, after = _percent(artifact["reference_ece"]), _percent(artifact["ece"])
     text = f"{artifact['target']} {artifact['precision']} worsens the calibration error from {before} to {after} %"
@@ -85,7 +87,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['target']}/{row['precision']}",
         _percent(row["ece"]),
         _range(row["ece_interval"]),
-        "-" if change is None else f"{100 * change:+.2f}",
+        "-" if change is None else f"{round(100 * change, 2) + 0.0:+.2f}",
         _range(row.get("ece_change_interval")),
         *(_percent(row.get(name)) for name in ("adaptive_ece", "classwise_ece", "mce")),
         *("-" if row.get(name) is None else f"{row[name]:.4f}" for name in ("nll", "brier")),
@@ -114,4 +116,4 @@ def _range(interval: Sequence[float] | None) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
+    return "-" if share is None else f"{round(100 * share, 2) + 0.0:.2f}"
