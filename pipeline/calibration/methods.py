@@ -156,6 +156,10 @@ def _fit_vector(logits: Logits, labels: Labels) -> Scaling:
 def _fit_isotonic(logits: Logits, labels: Labels) -> Scaling:
     """Fits a temperature, and to the confidence that it leaves the nearest monotone map onto being right.
 
+    Isotonic regression is a staircase. Each step counts as one point at the mean confidence of its images, and the map
+    is linear between them (centred isotonic regression, Oron and Flournoy 2017): next to a step's edge the rounding of
+    an integer model would decide which step it is.
+
     Mapped confidences keep to 1 / (n + 2)..(n + 1) / (n + 2): n images are no reason to be surer (rule of succession),
     and a confidence of 1 would make one mistake infinitely unlikely.
     """
@@ -166,11 +170,11 @@ def _fit_isotonic(logits: Logits, labels: Labels) -> Scaling:
     confidence = np.exp(log_softmax(scaled).max(axis=1))
     correct = scaled.argmax(axis=1) == labels
     least = 1 / (len(labels) + 2)
-    model = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(confidence, correct)
-    points = dict(zip(np.clip(model.X_thresholds_, 0, 1).tolist(), model.y_thresholds_.tolist(), strict=True))
-    ordered = sorted(points)
-    values = np.maximum.accumulate([points[each] for each in ordered]).tolist()
-    return Scaling("isotonic", start.scale, start.bias, ConfidenceMap(tuple(ordered), tuple(values)))
+    model = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+    steps, which = np.unique(model.fit_transform(confidence, correct), return_inverse=True)
+    centres = np.bincount(which, confidence) / np.bincount(which)
+    points = dict(zip(np.minimum(centres, 1.0).tolist(), steps.tolist(), strict=True))
+    return Scaling("isotonic", start.scale, start.bias, ConfidenceMap(tuple(points), tuple(points.values())))
 
 
 _FITS: Mapping[Method, Callable[[Logits, Labels], Scaling]] = {
