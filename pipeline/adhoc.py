@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from devices.board.confidence import ConfidenceMap, read_confidence_map
 from devices.measurement import BenchmarkSettings, Case, benchmark
 from devices.profile import DeviceProfile
 from pipeline.answers import answers_on
@@ -235,8 +236,18 @@ def _judged_on(profile: DeviceProfile, path: Path, samples: SampleSet, tell: Tel
         "precision": summary.precision,
         "device": profile.name,
         "images": len(samples),
-        **judge(completed(signature, output, samples), output, samples),
+        **judge(completed(signature, output, samples), output, samples, _confidence_map_of(path)),
     }
+
+
+def _confidence_map_of(path: Path) -> ConfidenceMap | None:
+    """Returns the map of the confidence that was exported, or released, with a model."""
+    try:
+        return read_confidence_map(str(path.resolve().parent))
+    except ValueError as error:
+        raise InputError(
+            f"{error}. Export the model again, or remove the file to take its confidence as it is."
+        ) from error
 
 
 def image_size_of(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """From the selected artifact of a run to a release on a device.
 
-A release carries the model, its labels, the pre-processing record, golden samples with what the exported
-model gave for them, and the keys of everything it was made from.
+A release carries the model, its labels, the pre-processing record, the map of its confidence if it has one, golden
+samples with what the exported model gave for them, and the keys of everything it was made from.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ def deploy(result: RunResult, profile: DeviceProfile, root: Path, scratch: Path)
     golden = _golden_files(signature, reference.directory, result.artifacts[f"verify/{label}"].directory, scratch)
     model = exported.file(exported.manifest.metrics["model"])
     files = {path.name: path for path in (*model_files(model), *sorted(scratch.glob("golden_*.npy")))}
+    confidence_map = exported.manifest.metrics.get("confidence_map")
+    if confidence_map is not None:
+        files[confidence_map] = exported.file(confidence_map)
     manifest = {
         "schema_version": RELEASE_SCHEMA,
         "name": result.recipe.name,
@@ -70,6 +73,7 @@ def deploy(result: RunResult, profile: DeviceProfile, root: Path, scratch: Path)
         "precision": exported.manifest.metrics["precision"],
         "model": model.name,
         "classes": data["classes"],
+        **({} if confidence_map is None else {"confidence_map": confidence_map}),
         "preprocess": data["preprocess"],
         "golden_tolerance": GOLDEN_TOLERANCE,
         **golden,

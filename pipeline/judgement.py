@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quality import loss_against, quality
+from devices.board.confidence import ConfidenceMap
+from pipeline.calibration.measures import calibration_change
+from pipeline.quality import as_logits, loss_against, quality
 from pipeline.samples import SampleSet
 from pipeline.signature import OutputKind, OutputTensor, Signature
 
@@ -21,21 +23,25 @@ UNJUDGED: dict[str, Any] = {
     "accuracy": None,
     "accuracy_interval": None,
     "ece": None,
+    "ece_interval": None,
 }
 """What stands for the quality of a model without a metric."""
 
 
-def judge(signature: Signature, output: Values, samples: SampleSet) -> dict[str, Any]:
+def judge(
+    signature: Signature, output: Values, samples: SampleSet, confidence_map: ConfidenceMap | None = None
+) -> dict[str, Any]:
     """Judges a model's first output by the metric of its signature.
 
     Args:
         signature: Of the model.
         output: `(count, ...)`; where there are fewer labels than samples, the first ones are judged.
         samples: What it was given.
+        confidence_map: What follows the softmax of a classifier, if anything.
 
     Returns:
-        `metric`, `accuracy` (the metric's value), `accuracy_interval`, `ece`, and for a classifier `correct`, `nll`
-        and `brier`; all None without a metric.
+        `metric`, `accuracy` (the metric's value), `accuracy_interval`, `ece`, `ece_interval`, and for a classifier
+        `correct` and the other measures of `pipeline.calibration.measures`; all None without a metric.
 
     Raises:
         InputError: The samples have nothing to compare with, or the output has another form.
@@ -51,6 +57,7 @@ def judge(signature: Signature, output: Values, samples: SampleSet) -> dict[str,
         inputs=_first_inputs(signature, samples, count),
         labels=labels,
         targets=None if samples.targets is None else np.load(samples.targets)[:count],
+        confidence_map=confidence_map,
     )
     return {
         **UNJUDGED,
@@ -61,18 +68,31 @@ def judge(signature: Signature, output: Values, samples: SampleSet) -> dict[str,
     }
 
 
-def compare_quality(signature: Signature, samples: SampleSet, output: Values, reference: Values) -> dict[str, Any]:
+def compare_quality(
+    signature: Signature,
+    samples: SampleSet,
+    output: Values,
+    reference: Values,
+    confidence_map: ConfidenceMap | None = None,
+) -> dict[str, Any]:
     """Judges a model and says how much worse it is than the reference on the same samples.
 
     Returns:
-        As `judge`, with `reference_accuracy` and `accuracy_drop` (see `pipeline.quality.loss_against`).
+        As `judge`, with `reference_accuracy` and `accuracy_drop` (see `pipeline.quality.loss_against`), and for a
+        classifier `reference_ece`, `ece_change` and `ece_change_interval` (see
+        `pipeline.calibration.measures.calibration_change`).
 
     Raises:
         InputError: As `judge`.
     """
-    own, other = judge(signature, output, samples), judge(signature, reference, samples)
+    own, other = (judge(signature, each, samples, confidence_map) for each in (output, reference))
     drop = loss_against(signature.metric, own["accuracy"], other["accuracy"]) if signature.metric else None
-    return {**own, "reference_accuracy": other["accuracy"], "accuracy_drop": drop}
+    found = {**own, "reference_accuracy": other["accuracy"], "accuracy_drop": drop}
+    if signature.is_classifier and samples.labels is not None:
+        labels, kind = np.load(samples.labels), signature.outputs[0].kind
+        logits, references = (as_logits(each[: len(labels)], kind) for each in (output, reference))
+        found |= {"reference_ece": other["ece"], **calibration_change(logits, references, labels, confidence_map)}
+    return found
 
 
 def _first_inputs(signature: Signature, samples: SampleSet, count: int) -> Values:

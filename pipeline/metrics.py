@@ -76,27 +76,16 @@ def expected_calibration_error(logits: Logits, labels: Labels, *, bins: int = CA
 
 
 def calibration_summary(logits: Logits, labels: Labels) -> dict[str, float]:
-    """Returns calibration error (15 bins), negative log-likelihood, Brier score and accuracy."""
+    """Returns calibration error (15 bins), negative log-likelihood, Brier score and accuracy.
+
+    Cheap enough for every epoch; `pipeline.calibration.measures` has more, with intervals.
+    """
     return {
         "ece": expected_calibration_error(logits, labels),
         "nll": negative_log_likelihood(logits, labels),
         "brier": brier_score(logits, labels),
         "accuracy": count_correct(logits, labels) / len(labels),
     }
-
-
-def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Returns the T > 0 that minimises the negative log-likelihood of softmax(logits / T) (Guo et al. 2017, 4.2).
-
-    T is searched in 0.05..20: on a split that is classified without a mistake the likelihood has no minimum.
-    """
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(logits / math.exp(log_temperature), labels)
-
-    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded", options={"xatol": 1e-6})
-    return float(math.exp(found.x))
 
 
 def parity(reference: Logits, values: Logits, *, classes: bool = True) -> dict[str, float | None]:

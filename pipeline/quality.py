@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from devices.board.confidence import ConfidenceMap
+from pipeline.calibration.measures import measures
 from pipeline.errors import InputError
-from pipeline.metrics import accuracy_interval, calibration_summary, count_correct
+from pipeline.metrics import count_correct
 from pipeline.signature import Metric, OutputKind
 
 Values = npt.NDArray[Any]
@@ -35,6 +37,7 @@ def quality(
     inputs: Values,
     labels: Values | None,
     targets: Values | None,
+    confidence_map: ConfidenceMap | None = None,
 ) -> dict[str, Any]:
     """Judges what a model answered.
 
@@ -45,10 +48,11 @@ def quality(
         inputs: The first input as the model took it, `(count, ...)`.
         labels: Whole numbers `(count,)`, for `top1` and `auc`.
         targets: Values of the outputs' shape, for `mse`.
+        confidence_map: What follows the softmax of a classifier, if anything.
 
     Returns:
-        `metric`, `value` and `interval` (95 %); for `top1` also `correct`, `accuracy`, `accuracy_interval`, `ece`,
-        `nll` and `brier`. Nothing without a metric.
+        `metric`, `value` and `interval` (95 %); for `top1` also `correct` and what
+        `pipeline.calibration.measures.measures` gives. Nothing without a metric.
 
     Raises:
         InputError: There is nothing to compare with, or it has another shape.
@@ -61,7 +65,7 @@ def quality(
     if labels is None:
         raise InputError(f"The metric {metric} needs labels: add an array `labels` (count,) to the data.")
     if metric == "top1":
-        return {"metric": metric, **_top1(outputs, labels, kind)}
+        return {"metric": metric, **_top1(outputs, labels, kind, confidence_map)}
     value, interval = _auc(_scores(outputs, inputs), labels)
     return {"metric": metric, "value": value, "interval": interval}
 
@@ -82,21 +86,19 @@ def as_logits(outputs: Values, kind: OutputKind) -> npt.NDArray[np.float32]:
     return np.log(np.maximum(outputs.astype(np.float64), 1e-12)).astype(np.float32)
 
 
-def _top1(outputs: Values, labels: Values, kind: OutputKind) -> dict[str, Any]:
+def _top1(outputs: Values, labels: Values, kind: OutputKind, confidence_map: ConfidenceMap | None) -> dict[str, Any]:
     if outputs.ndim != 2 or labels.max(initial=0) >= outputs.shape[1]:
         raise InputError(
             f"top1 needs an output (1, classes) with a class for each label; the output has the shape "
             f"{(1, *outputs.shape[1:])}, the labels reach to {int(labels.max(initial=0))}."
         )
     logits = as_logits(outputs, kind)
-    correct, count = count_correct(logits, labels), len(labels)
-    interval = list(accuracy_interval(correct, count))
+    found = measures(logits, labels, confidence_map)
     return {
-        "value": correct / count,
-        "interval": interval,
-        "correct": correct,
-        "accuracy_interval": interval,
-        **calibration_summary(logits, labels),
+        "value": found["accuracy"],
+        "interval": found["accuracy_interval"],
+        "correct": count_correct(logits, labels),
+        **found,
     }
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pipeline.calibration.methods import Method
 from pipeline.errors import DataError
 from pipeline.quantization.calibration_set import draw_calibration_set
 from pipeline.samples import calibration_input_file, reference_input_file, reference_output_file
@@ -27,13 +28,26 @@ MIN_PARITY_IMAGES = 128
 
 
 class CalibrateConfig(FrozenConfig):
-    """How confidence is calibrated.
+    """How confidence is calibrated, on the validation split.
 
     Attributes:
-        temperature: Whether a temperature is fitted and folded into the last layer.
+        method: `temperature` divides all logits by one number (Guo et al. 2017); `vector` gives each class a scale
+            and a bias of its own, which may change the top class; both are folded into the last layer. `isotonic`
+            maps the confidence that a temperature leaves by a monotone curve (Zadrozny and Elkan 2002), which lies
+            beside the model as `calibration.json`. `none` takes the confidence as training left it.
     """
 
-    temperature: bool = True
+    method: Method = "temperature"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_old_key(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "temperature" in values:
+            raise ValueError(
+                "calibrate.temperature is now calibrate.method: write method: temperature in place of true, and "
+                "method: none in place of false."
+            )
+        return values
 
 
 class QuantizationConfig(FrozenConfig):

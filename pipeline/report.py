@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
 from pipeline.runner import RunResult
@@ -67,8 +68,10 @@ def _network(result: RunResult) -> dict[str, Any] | None:
     known = dict(trained) | ({"fitted": chosen} if chosen else {})
     if calibrated is not None:
         known |= {
+            "calibration_method": calibrated["method"],
             "temperature": calibrated["temperature"],
             "calibration": {split: calibrated[split] for split in ("validation", "test")},
+            "calibration_warnings": calibrated["calibration_warnings"],
             "test_accuracy": calibrated["test"]["after"]["accuracy"],
             "calibration_images": calibrated["calibration_set"]["count"],
         }
@@ -92,9 +95,13 @@ def _artifact(result: RunResult, name: str) -> dict[str, Any]:
     }
     verified = _metrics(result, name.replace("export/", "verify/", 1)) or {}
     for field in (
-        "metric", "accuracy", "accuracy_interval", "accuracy_drop", "ece", "nll", "brier", "parity", "outputs", "images"
+        "metric", "accuracy", "accuracy_interval", "accuracy_drop", "ece", "ece_interval", "reference_ece",
+        "ece_change", "ece_change_interval", "mce", "adaptive_ece", "classwise_ece", "nll", "brier", "parity",
+        "outputs", "images",
     ):  # fmt: skip
         row[field] = verified.get(field)
+    if "confidence_map" in exported:
+        row["confidence_map"] = str(artifact.file(exported["confidence_map"]))
     if "calibration_set_sha256" in exported:
         row["calibration_set_sha256"] = exported["calibration_set_sha256"]
     return row
@@ -117,7 +124,7 @@ def _benchmarks(result: RunResult) -> list[dict[str, Any]]:
                         for field in (
                             "latency_ms", "load_ms", "first_inference_ms", "warm_up_count", "num_threads",
                             "peak_memory_mb", "peak_memory_reason", "baseline_memory_mb", "sha256", "size_bytes",
-                            "stopped_by", "accuracy", "accuracy_interval", "ece",
+                            "stopped_by", "accuracy", "accuracy_interval", "ece", "ece_interval",
                         )
                     },
                     "error": _without_details(case["error"]),
@@ -198,12 +205,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
     network = report["network"] or {}
     if "test_accuracy" in network:
-        before, after = network["calibration"]["test"]["before"], network["calibration"]["test"]["after"]
-        lines.append(
-            f"Keras reference: {_percent(network['test_accuracy'])} % of the test images; temperature "
-            f"{network['temperature']:.3f} takes the calibration error from {_percent(before['ece'])} to "
-            f"{_percent(after['ece'])} %, the negative log-likelihood from {before['nll']:.4f} to {after['nll']:.4f}."
-        )
+        lines += confidence_lines(network)
     if "fitted" in network:
         found, limits = network["fitted"], network["fitted"]["budget"]
         words = ", ".join(f"{name.replace('_', ' ')} up to {value:,}" for name, value in limits.items())
@@ -218,6 +220,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         f"Selected for {name}: {selection['reason']}" if selection["selected"] else selection["reason"]
         for name, selection in report["selected"].items()
     ]
+    lines += [line for row in report["artifacts"] for line in worse_calibration_lines(row)]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}
     lines += sorted(notes)
     for device in report["devices"]:
@@ -262,6 +265,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     if not report["devices"] and report["artifacts"]:
         parts += [*_markdown_table(TABLE_COLUMNS, table_rows(report, "")), ""]
     parts += [f"- {line}" for line in summary_lines(report)]
+    parts += confidence_section(report)
     if report["gates"]:
         rows = [
             (row["artifact"], row["device"] or "", row["name"], _general(row["limit"]), _value(row),

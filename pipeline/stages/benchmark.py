@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from devices.board.confidence import ConfidenceMap, read_confidence_map
 from devices.errors import DeviceError
 from devices.measurement import BenchmarkSettings, Case, benchmark
 from devices.profile import DeviceProfile
@@ -17,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.judgement import UNJUDGED, judge
 from pipeline.manifest import read_manifest
 from pipeline.samples import SampleSet, split_samples
-from pipeline.signature import Signature, read_signature
+from pipeline.signature import read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import TARGETS
 
@@ -97,10 +98,11 @@ class BenchmarkStage(Stage):
         signature = read_signature(inputs["calibrate"])
         judged = signature.metric is not None and "data" in inputs
         samples = split_samples(inputs["data"], "test", signature) if judged else None
+        confidence_map = read_confidence_map(str(inputs["calibrate"]))
         result = benchmark(self.profile, cases, self.benchmark.settings(), tell=tell).model_dump(mode="json")
         for case, measured in zip(cases, result["cases"], strict=True):
             if measured["error"] is None and samples is not None:
-                measured.update(self._accuracy(case, samples, signature, out_dir, tell))
+                measured.update(self._accuracy(case, samples, confidence_map, out_dir, tell))
         (out_dir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return {
             "device": self.profile.name,
@@ -113,12 +115,13 @@ class BenchmarkStage(Stage):
         }
 
     def _accuracy(
-        self, case: Case, samples: SampleSet, signature: Signature, out_dir: Path, tell: Tell
+        self, case: Case, samples: SampleSet, confidence_map: ConfidenceMap | None, out_dir: Path, tell: Tell
     ) -> dict[str, Any]:
+        signature = samples.signature
         tell({"message": f"accuracy of {case.id} on {len(samples)} test samples"})
         try:
             answers = answers_on(self.profile, case, samples.for_device(), signature, scratch=out_dir, tell=tell)
-            found = judge(signature, answers[signature.outputs[0].name], samples)
+            found = judge(signature, answers[signature.outputs[0].name], samples, confidence_map)
         except (DeviceError, InputError) as error:
             return {**UNJUDGED, "accuracy_reason": error.message}
         return {name: found[name] for name in UNJUDGED}

@@ -1,7 +1,7 @@
 """Makes the confidence honest and fixes what the exported models are compared with.
 
-Fits one temperature on the validation split and folds it into the last layer, draws the calibration set for int8
-from the training split, and records the logits of the finished network on the test split: the Keras reference.
+Calibrates confidence on the validation split and folds what it can into the last layer, draws the calibration set for
+int8 from the training split, and records the logits of the finished network on the test split: the Keras reference.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.metrics import calibration_summary, fit_temperature
+from pipeline.calibration.record import SplitLogits, calibrate_confidence
 from pipeline.network import ModelConfig, load_network, predict_logits, save_network
 from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
 from pipeline.saved_model import write_saved_model
@@ -22,7 +22,11 @@ from pipeline.training.config import Backend
 
 
 class CalibrateStage(Stage):
-    """Reads `data` and `train`; writes the folded network, the calibration set and the reference logits."""
+    """Reads `data` and `train`; writes the folded network, the calibration set and the reference logits.
+
+    Also `reliability.json`, `reliability.svg`, and `calibration.json` where a map of the confidence goes with the
+    network (`pipeline.calibration.record`).
+    """
 
     stage: ClassVar[str] = "calibrate"
 
@@ -31,14 +35,14 @@ class CalibrateStage(Stage):
     backend: Backend = "tensorflow"
 
     def tool_names(self) -> tuple[str, ...]:
-        """Keras, SciPy and the backend."""
-        return ("keras", "numpy", "scipy", self.backend)
+        """Keras, the backend, and what fits and draws."""
+        return ("keras", "matplotlib", "numpy", "scikit-learn", "scipy", self.backend)
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Fits, folds, draws, and records the reference."""
         data = inputs["data"]
         model = load_network(inputs["train"])
-        metrics = self._fold_temperature(model, data, tell)
+        metrics = self._calibrate(model, data, out_dir, tell)
         description = json.loads((inputs["train"] / "network.json").read_text(encoding="utf-8"))
         save_network(
             model,
@@ -53,26 +57,19 @@ class CalibrateStage(Stage):
         metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization)
         return metrics
 
-    def _fold_temperature(self, model: Any, data: Path, tell: Tell) -> dict[str, Any]:
-        validation_images = np.load(data / "validation_images.npy", mmap_mode="r")
-        validation_labels = np.load(data / "validation_labels.npy")
-        test_images = np.load(data / "test_images.npy", mmap_mode="r")
-        test_labels = np.load(data / "test_labels.npy")
-        tell({"message": "fitting the temperature on the validation split"})
-        validation = predict_logits(model, validation_images)
-        test = predict_logits(model, test_images)
-        temperature = fit_temperature(validation, validation_labels) if self.calibrate.temperature else 1.0
-        if temperature != 1.0:
+    def _calibrate(self, model: Any, data: Path, out_dir: Path, tell: Tell) -> dict[str, Any]:
+        """Fits, folds what can be folded, and writes and returns what was found."""
+        splits = {}
+        for name in ("validation", "test"):
+            tell({"message": f"running the network on the {name} split"})
+            images = np.load(data / f"{name}_images.npy", mmap_mode="r")
+            logits = predict_logits(model, images) if len(images) else np.empty((0, 1), np.float32)
+            splits[name] = SplitLogits(logits, np.load(data / f"{name}_labels.npy"))
+        scaling, metrics = calibrate_confidence(
+            self.calibrate.method, splits["validation"], splits["test"], out_dir, tell
+        )
+        if scaling.changes_logits:
             layer = model.get_layer("logits")
-            layer.set_weights([np.asarray(weight) / temperature for weight in layer.get_weights()])
-        return {
-            "temperature": temperature,
-            "validation": {
-                "before": calibration_summary(validation, validation_labels),
-                "after": calibration_summary(validation / temperature, validation_labels),
-            },
-            "test": {
-                "before": calibration_summary(test, test_labels),
-                "after": calibration_summary(test / temperature, test_labels),
-            },
-        }
+            kernel, bias = (np.asarray(weight) for weight in layer.get_weights())
+            layer.set_weights(scaling.folded(kernel, bias))
+        return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import model_validator
 
+from devices.board.confidence import CONFIDENCE_FILE
 from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.samples import calibration_input_file
@@ -45,7 +47,7 @@ class ExportConfig(FrozenConfig):
 
 
 class ExportStage(Stage):
-    """Reads `calibrate`; writes one model.
+    """Reads `calibrate`; writes one model, and `calibration.json` where a map of the confidence goes with it.
 
     Attributes:
         target: Key of `TARGETS`.
@@ -92,6 +94,10 @@ class ExportStage(Stage):
             "graph": summary.to_dict(),
             "note": target.notes.get(self.precision),
         }
+        confidence = inputs["calibrate"] / CONFIDENCE_FILE
+        if confidence.is_file():
+            shutil.copyfile(confidence, out_dir / CONFIDENCE_FILE)
+            metrics["confidence_map"] = CONFIDENCE_FILE
         if self.precision == "int8":
             metrics["calibration_set_sha256"] = calibration_digest(calibration)
             metrics["calibration_images"] = len(calibration)

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics import calibration_summary, fit_temperature
+from pipeline.calibration.record import SplitLogits, calibrate_confidence
+from pipeline.metrics import calibration_summary
 from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
 from pipeline.signature import image_signature
 from pipeline.stages.base import Stage, Tell
@@ -61,7 +62,7 @@ class FakeCalibrateStage(Stage):
     """What `CalibrateStage` does, for the fake network."""
 
     stage: ClassVar[str] = "calibrate"
-    tools: ClassVar[tuple[str, ...]] = ("numpy", "scipy")
+    tools: ClassVar[tuple[str, ...]] = ("matplotlib", "numpy", "scikit-learn", "scipy")
 
     calibrate: CalibrateConfig
     quantization: QuantizationConfig
@@ -69,27 +70,21 @@ class FakeCalibrateStage(Stage):
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Fits, folds, draws, and records the reference."""
         data, train = inputs["data"], inputs["train"]
-        tell({"message": "fitting the temperature on the validation split"})
-        validation_labels = np.load(data / "validation_labels.npy")
-        test_labels = np.load(data / "test_labels.npy")
-        validation = _predict(train, np.load(data / "validation_images.npy"))
-        test = _predict(train, np.load(data / "test_images.npy"))
-        temperature = fit_temperature(validation, validation_labels) if self.calibrate.temperature else 1.0
-        with np.load(train / WEIGHTS_FILE) as archive:
-            _save(out_dir, archive["weights"] / temperature, archive["bias"] / temperature, archive["shape"])
-            height, width, channels = (int(size) for size in archive["shape"])
-        image_signature((height, width, channels), test.shape[1], source="fake", model=WEIGHTS_FILE).write(out_dir)
-        metrics: dict[str, Any] = {
-            "temperature": temperature,
-            "validation": {
-                "before": calibration_summary(validation, validation_labels),
-                "after": calibration_summary(validation / temperature, validation_labels),
-            },
-            "test": {
-                "before": calibration_summary(test, test_labels),
-                "after": calibration_summary(test / temperature, test_labels),
-            },
+        splits = {
+            name: SplitLogits(
+                _predict(train, np.load(data / f"{name}_images.npy")), np.load(data / f"{name}_labels.npy")
+            )
+            for name in ("validation", "test")
         }
+        scaling, metrics = calibrate_confidence(
+            self.calibrate.method, splits["validation"], splits["test"], out_dir, tell
+        )
+        with np.load(train / WEIGHTS_FILE) as archive:
+            weights, bias = scaling.folded(archive["weights"], archive["bias"])
+            _save(out_dir, weights, bias, archive["shape"])
+            height, width, channels = (int(size) for size in archive["shape"])
+        classes = splits["test"].logits.shape[1]
+        image_signature((height, width, channels), classes, source="fake", model=WEIGHTS_FILE).write(out_dir)
         metrics["test"] |= write_reference(data, out_dir, lambda images: _predict(out_dir, images))
         metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization)
         return metrics

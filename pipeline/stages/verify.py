@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from devices.board.confidence import read_confidence_map
 from devices.errors import DeviceError
 from devices.measurement import Case
 from devices.profile import load_profile
@@ -81,5 +82,11 @@ class VerifyStage(Stage):
             "images": len(samples),
             "outputs": [{"name": name, **row} for name, row in zip(names, compared, strict=True)],
             "parity": worst_parity(compared),
-            **compare_quality(signature, samples, answers[first], np.load(directory / reference_output_file(0))),
+            **compare_quality(
+                signature,
+                samples,
+                answers[first],
+                np.load(directory / reference_output_file(0)),
+                read_confidence_map(str(directory)),
+            ),
         }

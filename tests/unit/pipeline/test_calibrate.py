@@ -1,4 +1,4 @@
-"""The folded temperature, the calibration set, the reference."""
+"""What is folded into the network, the calibration set, the reference."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devices.board.confidence import read_confidence_map
+from pipeline.calibration.measures import measures
 from pipeline.errors import DataError
 from pipeline.metrics import negative_log_likelihood
 from pipeline.network import predict_logits
@@ -61,27 +63,50 @@ def stage(**calibrate: Any) -> CalibrateStage:
     return CalibrateStage(calibrate=CalibrateConfig(**calibrate), quantization=QuantizationConfig())
 
 
-def test_folding_scales_the_logits_and_keeps_the_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_folding_scales_the_logits_and_keeps_the_class(tmp_path: Path, method: str) -> None:
     data, model = make_data(tmp_path), Linear()
     images, labels = np.load(data / "validation_images.npy"), np.load(data / "validation_labels.npy")
     before = predict_logits(model, images)
-    metrics = stage()._fold_temperature(model, data, lambda _: None)
+    metrics = stage(method=method)._calibrate(model, data, tmp_path, lambda _: None)
     after = predict_logits(model, images)
     assert metrics["temperature"] != 1
     np.testing.assert_allclose(after * metrics["temperature"], before, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(after.argmax(axis=1), before.argmax(axis=1))
     assert negative_log_likelihood(after, labels) <= negative_log_likelihood(before, labels)
     for split in ("validation", "test"):
-        assert set(metrics[split]["before"]) == {"ece", "nll", "brier", "accuracy"}
         assert metrics[split]["before"]["accuracy"] == metrics[split]["after"]["accuracy"]
-    assert metrics["validation"]["after"]["nll"] == pytest.approx(negative_log_likelihood(after, labels), rel=1e-5)
+    confidence_map = read_confidence_map(str(tmp_path))
+    assert (confidence_map is None) == (method == "temperature")
+    assert measures(after, labels, confidence_map)["ece"] == pytest.approx(
+        metrics["validation"]["after"]["ece"], abs=1e-6
+    )
 
 
-def test_without_temperature_the_weights_stay(tmp_path: Path) -> None:
+def test_vector_scaling_is_folded_and_its_accuracy_is_that_of_the_folded_network(tmp_path: Path) -> None:
+    data, model = make_data(tmp_path, validation=300), Linear()
+    images, labels = np.load(data / "test_images.npy"), np.load(data / "test_labels.npy")
+    before = predict_logits(model, images)
+    metrics = stage(method="vector")._calibrate(model, data, tmp_path, lambda _: None)
+    after = predict_logits(model, images)
+    assert metrics["temperature"] is None
+    assert (after.argmax(axis=1) != before.argmax(axis=1)).any(), "this network's classes are biased"
+    assert metrics["test"]["before"]["accuracy"] == pytest.approx((before.argmax(axis=1) == labels).mean())
+    assert metrics["test"]["after"]["accuracy"] == pytest.approx((after.argmax(axis=1) == labels).mean())
+    assert metrics["test"]["after"]["nll"] == pytest.approx(negative_log_likelihood(after, labels), rel=1e-5)
+
+
+def test_without_calibration_the_weights_stay(tmp_path: Path) -> None:
     model = Linear()
     weights = model.weights
-    assert stage(temperature=False)._fold_temperature(model, make_data(tmp_path), lambda _: None)["temperature"] == 1
+    metrics = stage(method="none")._calibrate(model, make_data(tmp_path), tmp_path, lambda _: None)
+    assert metrics["temperature"] == 1
     assert model.weights is weights
+
+
+def test_an_empty_validation_split_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="The validation split has no images"):
+        stage()._calibrate(Linear(), make_data(tmp_path, validation=0), tmp_path, lambda _: None)
 
 
 def test_the_calibration_set_is_listed_with_names_and_digests(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax as scipy_log_softmax
@@ -19,7 +19,6 @@ from pipeline.metrics import (
     calibration_summary,
     count_correct,
     expected_calibration_error,
-    fit_temperature,
     log_softmax,
     negative_log_likelihood,
     parity,
@@ -135,27 +134,6 @@ def test_summary_holds_all_four() -> None:
     assert summary["accuracy"] == count_correct(logits, labels) / 50
     assert summary["nll"] == negative_log_likelihood(logits, labels)
     assert set(summary) == {"ece", "nll", "brier", "accuracy"}
-
-
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_fit_temperature_recovers_a_known_one(temperature: float) -> None:
-    rng = np.random.default_rng(1)
-    honest = rng.normal(0, 2, (20_000, 4))
-    probabilities = np.exp(scipy_log_softmax(honest, axis=1))
-    labels = (probabilities.cumsum(axis=1) < rng.random((len(honest), 1))).sum(axis=1)
-    assert fit_temperature(honest * temperature, labels) == pytest.approx(temperature, rel=0.03)
-
-
-@settings(max_examples=30)
-@given(logits=logit_arrays, data=st.data())
-def test_temperature_keeps_the_class_and_never_hurts(logits: np.ndarray, data: st.DataObject) -> None:
-    labels = data.draw(hnp.arrays(np.int64, len(logits), elements=st.integers(0, logits.shape[1] - 1)))
-    temperature = fit_temperature(logits, labels)
-    assert 0.05 <= temperature <= 20
-    scaled = logits.astype(np.float64) / temperature
-    top = scaled.argmax(axis=1)
-    assert (np.take_along_axis(logits, top[:, None], 1)[:, 0] == logits.max(axis=1)).all()
-    assert negative_log_likelihood(scaled, labels) <= negative_log_likelihood(logits, labels) + 1e-6
 
 
 @given(logits=logit_arrays)

@@ -79,7 +79,7 @@ UNKNOWN_KEYS = [
         BASE + "train:\n  augmentation:\n    shfit: 0.1\n",
         ["line 10", "train.augmentation.shfit", "Did you mean shift?"],
     ),
-    Refused("calibrate", BASE + "calibrate:\n  temperatur: true\n", ["line 9", "calibrate.temperatur", "temperature?"]),
+    Refused("calibrate", BASE + "calibrate:\n  metod: none\n", ["line 9", "calibrate.metod", "Did you mean method?"]),
     Refused(
         "quantization",
         BASE + "quantization:\n  calibration_image: 64\n",
@@ -109,7 +109,7 @@ WRONG_TYPES = [
     Refused("float for a whole number", BASE + "train:\n  epochs: 3.0\n", ["line 9: train.epochs is 3.0", "a whole"]),
     Refused("bool for a whole number", BASE + "train:\n  epochs: true\n", ["train.epochs is true"]),
     Refused("text for a number", BASE + "train:\n  learning_rate: 1/127.5\n", ['learning_rate is "1/127.5"', "number"]),
-    Refused("text for a bool", BASE + "calibrate:\n  temperature: no\n", ['temperature is "no"', "true or false"]),
+    Refused("text for a bool", BASE + "train:\n  augmentation:\n    flip: no\n", ['flip is "no"', "true or false"]),
     Refused("number for text", BASE.replace("small", "3"), ["line 1: name is 3", "text", 'in quotes: "3"']),
     Refused("text for a list", BASE + "export:\n  targets: litert\n", ['targets is "litert": expected a list']),
     Refused("null for a section", BASE + "train:\n", ["line 8: train is null: expected a mapping"]),
@@ -140,7 +140,13 @@ MISSING += [
 
 MODEL_FORMS = [
     Refused("train of one's own", OWN + "train: {epochs: 9}\n", ["line 4", "train is given, but model.path"]),
-    Refused("calibrate of one's own", OWN + "calibrate: {temperature: true}\n", ["calibrate is given"]),
+    Refused("calibrate of one's own", OWN + "calibrate: {method: none}\n", ["calibrate is given"]),
+    Refused("calibration method", BASE + "calibrate: {method: platt}\n", ["calibrate.method", "isotonic", "vector"]),
+    Refused(
+        "the key before there were methods",
+        BASE + "calibrate:\n  temperature: true\n",
+        ["line 9", "calibrate.temperature is now calibrate.method", "method: temperature", "method: none"],
+    ),
     Refused("metric on random data", OWN + "  metric: mse\n", ["model.metric is mse", "source: arrays"]),
     Refused("fake target", OWN + "export: {targets: [fake]}\n", ["export.targets names fake"]),
     Refused("two unnamed inputs", OWN + "  inputs: [{}, {}]\n", ["model.inputs has 2 entries", "needs a name"]),

@@ -27,8 +27,12 @@ RECIPE = Recipe.model_validate(
         "devices": ("fake",),
     }
 )
-SUMMARY = {"ece": 0.02, "nll": 0.1, "brier": 0.05, "accuracy": 0.95}
-BOTH = {"before": SUMMARY, "after": SUMMARY}
+SUMMARY = {"ece": 0.02, "ece_interval": [0.01, 0.03], "nll": 0.1, "brier": 0.05, "accuracy": 0.95}
+BOTH = {"before": SUMMARY | {"ece": 0.12, "ece_interval": [0.1, 0.14]}, "after": SUMMARY}
+CALIBRATED = {
+    "method": "temperature", "temperature": 1.5, "calibration_warnings": [], "validation": BOTH, "test": BOTH,
+    "calibration_set": {"count": 200},
+}  # fmt: skip
 DATA = {
     "num_classes": 10,
     "num_train_images": 900,
@@ -62,7 +66,9 @@ def verified(accuracy: float) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "images": 360, "parity": parity, "accuracy": accuracy, "accuracy_interval": [0.9, 0.97],
-        "accuracy_drop": 0.95 - accuracy, "ece": 0.03, "nll": 0.2, "brier": 0.1,
+        "accuracy_drop": 0.95 - accuracy, "ece": 0.03, "nll": 0.2, "brier": 0.1, "ece_interval": [0.02, 0.04],
+        "reference_ece": 0.02, "ece_change": 0.01, "ece_change_interval": [-0.01, 0.03], "mce": 0.2,
+        "adaptive_ece": 0.03, "classwise_ece": 0.01,
     }  # fmt: skip
 
 
@@ -71,7 +77,8 @@ def measured(identity: str, p50: float) -> dict[str, Any]:
         "id": identity, "error": None, "load_ms": 1.0, "first_inference_ms": 0.5, "warm_up_count": 10,
         "latency_ms": {"p50": p50, "p90": p50, "p99": p50, "p50_interval": [p50, p50]}, "num_threads": 1,
         "peak_memory_mb": None, "peak_memory_reason": "not asked", "size_bytes": 2048, "stopped_by": "target",
-        "accuracy": 0.95, "accuracy_interval": [0.9, 0.97], "ece": 0.03, "sha256": "ab" * 32,
+        "accuracy": 0.95, "accuracy_interval": [0.9, 0.97], "ece": 0.03, "ece_interval": [0.02, 0.04],
+        "sha256": "ab" * 32,
     }  # fmt: skip
 
 
@@ -80,10 +87,7 @@ def whole(*, until: str = "report", int8_accuracy: float = 0.95) -> RunResult:
     steps: list[tuple[str, dict[str, Any]]] = [
         ("data", DATA),
         ("train", {"best_epoch": 1, "parameters": 10}),
-        (
-            "calibrate",
-            {"temperature": 1.5, "validation": BOTH, "test": BOTH, "calibration_set": {"count": 200}},
-        ),
+        ("calibrate", CALIBRATED),
         ("export/fake/float32", exported("float32")),
         ("export/fake/int8", exported("int8")),
         ("verify/fake/float32", verified(0.95)),
@@ -176,6 +180,54 @@ def test_a_failed_case_has_no_numbers() -> None:
     assert row[6:12] == ("-",) * 6
     assert report["benchmarks"][1]["error"] == {"message": "crashed"}
     assert "failed on the device" in markdown(report)
+
+
+def test_confidence_is_told_with_intervals_and_a_picture() -> None:
+    report = report_of(whole())
+    line = summary_lines(report)[0]
+    assert "temperature 1.500 takes the calibration error from 12.00 (10.00 to 14.00) to 2.00 (1.00 to 3.00) %" in line
+    page = markdown(report)
+    assert "](artifacts/calibrate/reliability.svg)" in page
+    assert "| fake/int8 | 3.00 | 2.00 to 4.00 | +1.00 | -1.00 to 3.00 | 3.00 | 1.00 | 20.00 | 0.2000 | 0.1000 |" in page
+    assert report["network"]["calibration_method"] == "temperature"
+    assert report["benchmarks"][0]["ece_interval"] == [0.02, 0.04]
+    assert "worsens the calibration error" not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "interval", "told"),
+    [
+        (0.01, [0.002, 0.018], True),
+        (0.01, [0.0, 0.02], False),
+        (-0.01, [-0.02, -0.005], False),
+        (1e-6, [5e-7, 2e-6], False),
+    ],
+    ids=["certain", "uncertain", "better", "too small to show"],
+)
+def test_a_model_that_is_certainly_worse_calibrated_is_named(change: float, interval: list[float], told: bool) -> None:
+    result = whole()
+    result.artifacts["verify/fake/int8"].manifest.metrics.update(ece_change=change, ece_change_interval=interval)
+    lines = [line for line in summary_lines(report_of(result)) if "worsens the calibration error" in line]
+    expected = ["fake int8 worsens the calibration error from 2.00 to 3.00 % (by 0.20 to 1.80 points)."]
+    assert lines == (expected if told else [])
+
+
+def test_every_method_has_its_words() -> None:
+    for changes, words in (
+        ({"method": "vector", "temperature": None}, "vector scaling takes the calibration error"),
+        ({"method": "isotonic"}, "isotonic regression takes the calibration error"),
+        ({"method": "none", "temperature": 1.0}, "its confidence is not calibrated"),
+    ):
+        result = whole(until="calibrate")
+        result.artifacts["calibrate"].manifest.metrics.update(changes)
+        assert words in summary_lines(report_of(result))[0]
+    result = whole(until="calibrate")
+    changed = {"before": SUMMARY, "after": SUMMARY | {"accuracy": 0.96}}
+    metrics = {"method": "vector", "temperature": None, "test": changed, "calibration_warnings": ["Few images."]}
+    result.artifacts["calibrate"].manifest.metrics.update(metrics)
+    first, second = summary_lines(report_of(result))[:2]
+    assert "and the accuracy from 95.00 to 96.00 %" in first
+    assert second == "Few images."
 
 
 def test_failures_are_told() -> None:

@@ -1,0 +1,150 @@
+"""Calibration of networks that are really trained, and its way to the exported file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from devices.board.confidence import read_confidence_map, top_class
+from pipeline.executor import child_environment
+from tests.conftest import Workplace
+
+GUO_FACTOR = 2.5
+"""Guo et al. 2017, Table 1: temperature scaling lowers the error at least so many times (ImageNet, ResNet-152: 2.9)."""
+
+OVERCONFIDENT = """
+import json, sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+
+from pipeline.network import ModelConfig, build_network, save_network
+from pipeline.reference import CalibrateConfig, QuantizationConfig
+from pipeline.stages.calibrate import CalibrateStage
+
+folder = Path(sys.argv[1])
+data, trained = folder / "data", folder / "train"
+for path in (data, trained):
+    path.mkdir()
+
+# Two fifths of the training labels are wrong and are learnt by heart. What the network is judged on has right ones.
+digits = load_digits()
+rng = np.random.default_rng(0)
+order = rng.permutation(len(digits.target))
+images = np.kron(digits.images[order] * 255 / 16, np.ones((1, 4, 4)))[..., None].repeat(3, -1).astype(np.uint8)
+labels = digits.target[order].astype(np.int64)
+splits = {"train": slice(0, 600), "validation": slice(600, 1200), "test": slice(1200, None)}
+noisy = labels[splits["train"]].copy()
+wrong = rng.random(len(noisy)) < 0.4
+noisy[wrong] = (noisy[wrong] + rng.integers(1, 10, wrong.sum())) % 10
+for name, rows in splits.items():
+    np.save(data / f"{name}_images.npy", images[rows])
+    np.save(data / f"{name}_labels.npy", labels[rows])
+(data / "index.jsonl").write_text(
+    "".join(
+        json.dumps({"split": "train", "row": row, "name": str(row), "digest": str(row)}) + "\\n" for row in range(600)
+    )
+)
+
+keras.utils.set_random_seed(0)
+config = ModelConfig(name="mobilenet_v2", width=0.35, dropout=0.0, batch_norm_momentum=0.9)
+network = build_network(config, (32, 32, 3), 10)
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+network.compile(keras.optimizers.Adam(2e-3), loss, metrics=["accuracy"])
+history = network.fit(images[splits["train"]], noisy, batch_size=60, epochs=int(sys.argv[2]), verbose=0).history
+save_network(network, trained, config=config, classes=list("0123456789"))
+
+found = {"training_accuracy": history["accuracy"][-1]}
+for method in ("temperature", "vector", "isotonic"):
+    out = folder / method
+    out.mkdir()
+    stage = CalibrateStage(calibrate=CalibrateConfig(method=method), quantization=QuantizationConfig())
+    found[method] = stage.run({"data": data, "train": trained}, out, lambda event: None)
+(folder / "found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def overconfident(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MobileNetV2 trained without smoothing until it knows wrong labels by heart, calibrated by each method."""
+    folder = tmp_path_factory.mktemp("overconfident")
+    done = subprocess.run(
+        [sys.executable, "-c", OVERCONFIDENT, str(folder), "40"],
+        check=False,
+        env=child_environment("tensorflow") | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(overconfident: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((overconfident / "found.json").read_text())
+    return loaded
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_temperature_scaling_lowers_the_error_as_much_as_in_guo_et_al(found: dict[str, Any]) -> None:
+    before, after = (found["temperature"]["test"][when] for when in ("before", "after"))
+    assert found["temperature"]["temperature"] > 1.3, "it is overconfident"
+    assert before["ece"] > 0.1
+    assert after["ece"] <= before["ece"] / GUO_FACTOR
+    assert after["ece_interval"][1] < before["ece_interval"][0]
+    assert after["nll"] < before["nll"]
+    assert after["accuracy"] == before["accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", ["temperature", "vector", "isotonic"])
+def test_every_method_helps_and_is_in_what_is_exported(
+    overconfident: Path, found: dict[str, Any], method: str
+) -> None:
+    before, after = (found[method]["test"][when] for when in ("before", "after"))
+    assert after["ece"] <= before["ece"] / GUO_FACTOR
+    assert after["nll"] < before["nll"]
+    assert found[method]["calibration_warnings"] == []
+    logits, labels = (np.load(overconfident / method / f"reference_{name}.npy") for name in ("output_0", "labels"))
+    top, confidence = top_class(logits, read_confidence_map(str(overconfident / method)))
+    assert (top == labels).mean() == pytest.approx(after["accuracy"], abs=1e-9)
+    gap = abs(confidence.mean() - after["accuracy"])
+    assert gap <= after["ece"] + 1e-6
+
+
+def test_a_map_of_the_confidence_travels_with_the_model(workplace: Workplace) -> None:
+    isotonic = ("--set", "calibrate.method=isotonic")
+    outcome = workplace.edgeship("run", "tiny.yaml", *isotonic, "--json")
+    assert outcome.code == 0, outcome.stderr
+    report = outcome.json()
+    [calibrate] = workplace.artifacts("calibrate")
+    kept = (calibrate / "calibration.json").read_bytes()
+    after = report["network"]["calibration"]["test"]["after"]
+    for row in report["artifacts"]:
+        assert Path(row["confidence_map"]).read_bytes() == kept
+        assert Path(row["confidence_map"]).parent == Path(row["path"]).parent
+    exact = next(row for row in report["artifacts"] if row["precision"] == "float32")
+    assert exact["ece"] == pytest.approx(after["ece"], abs=1e-3)
+    assert exact["ece"] == pytest.approx(exact["reference_ece"], abs=1e-3)
+    assert [row["ece"] for row in report["benchmarks"]] == [row["ece"] for row in report["artifacts"]]
+    manifest = json.loads((Path(exact["path"]).parent / "manifest.json").read_text())
+    assert {file["path"] if isinstance(file, dict) else file for file in manifest["files"]} >= {"calibration.json"}
+
+    judged = workplace.edgeship("eval", exact["path"], "--data", "tiny.npz", "--device", "fake", "--json")
+    assert judged.code == 0, judged.stderr
+    assert judged.json()["ece"] == exact["ece"]
+    alone = workplace.directory / Path(exact["path"]).name
+    alone.write_bytes(Path(exact["path"]).read_bytes())
+    judged = workplace.edgeship("eval", str(alone), "--data", "tiny.npz", "--device", "fake", "--json")
+    assert judged.json()["ece"] != exact["ece"], "without the map its confidence is another"
