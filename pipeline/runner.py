@@ -48,6 +48,7 @@ from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
 from pipeline.targets.base import Precision, TargetName
+from pipeline.training.backends import resolve_backend
 
 STAGES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
 """In the order in which they run."""
@@ -246,7 +247,7 @@ class _Run:
         if _is_fake(recipe):
             stage = FakeTrainStage()
         else:
-            stage = TrainStage(model=self._network(), train=recipe.train, backend=recipe.train.resolved_backend())
+            stage = TrainStage(model=self._network(), train=recipe.train, backend=resolve_backend(recipe.train.backend))
         self._make("train", stage, {"data": "data"})
 
     def _network(self) -> ModelConfig:
