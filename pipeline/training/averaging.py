@@ -24,7 +24,10 @@ class Averages:
         self._sources = list(sources)
         self._accumulate_steps = accumulate_steps
         self.values = [
-            keras.Variable(source.value, trainable=False, dtype=source.dtype, name=f"average_{index}")
+            # Of a copy: JAX gives both buffers away, and that of a source may not be given away twice.
+            keras.Variable(
+                keras.ops.convert_to_numpy(source.value), trainable=False, dtype=source.dtype, name=f"average_{index}"
+            )
             for index, source in enumerate(sources)
         ]
         self.steps = keras.Variable(0, trainable=False, dtype="int32", name="averaged_steps")

@@ -77,12 +77,12 @@ class CheckpointDirectory:
     """
 
     def __init__(self, directory: Path, *, recipe: Mapping[str, Any] | None = None) -> None:
-        self._directory = directory
+        self.directory = directory
         self._recipe = json.loads(json.dumps(recipe)) if recipe is not None else None
 
     @property
     def _current(self) -> Path:
-        return self._directory / "current"
+        return self.directory / "current"
 
     def save(self, variables: Iterable[keras.Variable], state: TrainingState, *, best: Arrays | None = None) -> None:
         """Writes a checkpoint.
@@ -96,7 +96,7 @@ class CheckpointDirectory:
         Raises:
             StoreError: It can't be written; the last checkpoint stays.
         """
-        fresh = self._directory / "fresh"
+        fresh = self.directory / "fresh"
         try:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
@@ -110,7 +110,7 @@ class CheckpointDirectory:
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise self._not_written(error) from error
-        previous = self._directory / "previous"
+        previous = self.directory / "previous"
         shutil.rmtree(previous, ignore_errors=True)
         if self._current.exists():
             self._current.rename(previous)
@@ -125,7 +125,7 @@ class CheckpointDirectory:
         Raises:
             StageError: The checkpoint is damaged, or belongs to another recipe.
         """
-        previous = self._directory / "previous"
+        previous = self.directory / "previous"
         if not self._current.exists() and previous.exists():
             previous.rename(self._current)
         if not (self._current / STATE_FILE).exists():
@@ -173,10 +173,10 @@ class CheckpointDirectory:
         kept = "the one before it is whole" if self._current.exists() else "there is none before it"
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return StoreError(
-                f"No space left on the device for a checkpoint in {self._directory}; {kept}. Free some space and run "
+                f"No space left on the device for a checkpoint in {self.directory}; {kept}. Free some space and run "
                 f"the same command again: it goes on from the last checkpoint."
             )
-        meant = store_error(error, self._directory)
+        meant = store_error(error, self.directory)
         return StoreError(f"A checkpoint can't be written; {kept}. {meant.message}")
 
 

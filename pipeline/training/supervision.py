@@ -133,6 +133,7 @@ class Supervisor(keras.callbacks.Callback):  # type: ignore[misc]
         self._learning_rate, self._diverged = learning_rate, diverged
         self._save, self._save_every_s, self._save_every_steps = save, save_every_s, save_every_steps
         self._metrics = metrics
+        self.logs: dict[str, float] = {}
         self._pending: deque[tuple[int, Any, Any]] = deque()
         self._step_seconds: list[float] = []
         self._last_look: tuple[float, int] | None = None
@@ -163,8 +164,9 @@ class Supervisor(keras.callbacks.Callback):  # type: ignore[misc]
             self._last_look = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Looks at what is left."""
+        """Looks at what is left, and keeps the epoch's metrics as `logs`."""
         self._look(0)
+        self.logs = logs
 
     def _save_is_due(self, steps: int) -> bool:
         if self._save_every_steps is not None:
