@@ -131,7 +131,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     (folder / "dataset.json").write_text(
-        json.dumps({"classes": list("abcd"), "preprocess": {"size": [32, 32], "interpolation": "bilinear"}})
+        json.dumps({"classes": list("abcd"), "preprocess": {"size": [32, 32]}, "cache": {"kind": "decoded"}})
     )
     lines = []
     for split, count in (("train", 100), ("validation", 40), ("test", 130)):
