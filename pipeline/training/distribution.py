@@ -152,6 +152,7 @@ def set_up(config: TrainConfig, backend: Backend) -> Distribution:
             f"{max(total, round(config.batch_size / total) * total)}, or use fewer devices."
         )
     distribution = Distribution(cluster.process_index, cluster.process_count, total)
+    keras.distribution.set_distribution(None)
     if total > 1:
         if cluster.process_count > 1:
             _agree(distribution, "train.devices or the number of GPUs", str(len(local)))
