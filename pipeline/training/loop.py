@@ -269,7 +269,7 @@ class Training:
         # Keras' History is asked for at the end of fit; it sees each epoch, not each step.
         callbacks = StepCallbacks([supervisor], add_history=True, add_progbar=False, model=model, epochs=1, steps=steps)
         try:
-            model.fit(feed.tuples(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
+            model.fit(feed.tuples(), epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
         except Exception as error:
             if feed.error is not None:
                 raise feed.error from error
