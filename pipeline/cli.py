@@ -170,10 +170,11 @@ def run(
     for recipe in recipes:
         if len(recipes) > 1:
             click.echo(f"== {recipe.name}", err=True)
-        with _progress() as progress:
-            result = run_recipe(recipe, artifact_store, devices=devices, until=until, tell=progress.show)
-        report = report_of(result)
-        write_run_directory(runs / recipe.name, result, report, artifact_store)
+        with _watched(recipe, runs) as tracking:
+            result = run_recipe(recipe, artifact_store, devices=devices, until=until, tell=tracking.tell)
+            report = report_of(result)
+            write_run_directory(runs / recipe.name, result, report, artifact_store)
+            tracking.finish(result, report)
         reports.append(report)
         if not as_json:
             _print_report(report, runs / recipe.name)
@@ -244,9 +245,11 @@ def deploy_command(
         raise InputError(f"{recipe_path} stands for {len(recipes)} recipes; deploy takes one. Choose with --set.")
     check_reachable(load_profile(device_name))
     artifact_store = open_store(store, shared_store)
-    with _progress() as progress:
-        result = run_recipe(recipes[0], artifact_store, devices=[device_name], tell=progress.show)
-    write_run_directory(runs / recipes[0].name, result, report_of(result), artifact_store)
+    with _watched(recipes[0], runs) as tracking:
+        result = run_recipe(recipes[0], artifact_store, devices=[device_name], tell=tracking.tell)
+        report = report_of(result)
+        write_run_directory(runs / recipes[0].name, result, report, artifact_store)
+        tracking.finish(result, report)
     with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
         deployed = deploy(result, result.profiles[0], root.expanduser(), Path(scratch))
     if as_json:
@@ -836,15 +839,27 @@ def _show_details(details: str) -> None:
         click.echo(details, err=True)
 
 
-def _progress() -> Any:
+def _progress(*, list_epochs: bool = False) -> Any:
     """Returns a live display on a terminal, plain lines elsewhere; both write to standard error."""
     from pipeline.progress import LiveProgress, PlainProgress
 
     if sys.stderr.isatty() and not os.environ.get("CI"):
         from rich.console import Console
 
-        return LiveProgress(Console(stderr=True))
+        return LiveProgress(Console(stderr=True), list_epochs=list_epochs)
     return PlainProgress(lambda line: click.echo(line, err=True))
+
+
+@contextlib.contextmanager
+def _watched(recipe: Any, runs: Path, *, list_epochs: bool = False) -> Iterator[Any]:
+    """Shows the progress of a run and tracks its training."""
+    from pipeline.tracking.session import TrackingSession
+
+    with (
+        _progress(list_epochs=list_epochs) as progress,
+        TrackingSession(recipe, runs / recipe.name, progress.show) as tracking,
+    ):
+        yield tracking
 
 
 def _print_report(report: dict[str, Any], directory: Path) -> None:
