@@ -48,6 +48,7 @@ from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
 from pipeline.targets.base import Precision, TargetName
+from pipeline.training.backends import resolve_backend
 
 STAGES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
 """In the order in which they run."""
@@ -187,6 +188,25 @@ def make_artifact(
     return artifact
 
 
+def train_stage(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> TrainStage:
+    """Returns the stage that trains the network of a recipe.
+
+    Args:
+        recipe: What is run; its model is a network, by name or by budget.
+        artifacts: Of a recipe with a budget: `model`, the network that was found to fit.
+    """
+    model = recipe.model
+    if not isinstance(model, ModelConfig):
+        model = ModelConfig.model_validate(artifacts["model"].manifest.metrics["model"])
+    return TrainStage(model=model, train=recipe.train, backend=resolve_backend(recipe.train.backend))
+
+
+def find_artifact(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """Returns what a stage made of these inputs before; None where it has not."""
+    plan = _plan(stage, inputs)
+    return store.get(plan.stage, plan.key)
+
+
 class _Run:
     """One run of a recipe."""
 
@@ -242,19 +262,8 @@ class _Run:
         if isinstance(recipe.model, OwnModelConfig):
             return
         check_sizes(recipe, artifacts["data"].manifest.metrics)
-        stage: Stage
-        if _is_fake(recipe):
-            stage = FakeTrainStage()
-        else:
-            stage = TrainStage(model=self._network(), train=recipe.train, backend=recipe.train.resolved_backend())
+        stage = FakeTrainStage() if _is_fake(recipe) else train_stage(recipe, artifacts)
         self._make("train", stage, {"data": "data"})
-
-    def _network(self) -> ModelConfig:
-        """Returns the network of the recipe; of one with a budget, the one that was found to fit."""
-        if isinstance(self._recipe.model, ModelConfig):
-            return self._recipe.model
-        fitted = self._result.artifacts["model"].manifest.metrics["model"]
-        return ModelConfig.model_validate(fitted)
 
     def _calibrate(self) -> None:
         recipe = self._recipe

@@ -29,7 +29,7 @@ from pipeline.imports import (
 from pipeline.imports.base import one_line, printable
 from pipeline.imports.checks import FoundOutput, FoundTensor, distinct_names, make_signature, resolve_inputs
 from pipeline.imports.inspection import inspect_in_child
-from pipeline.imports.keras import _foreign
+from pipeline.imports.keras_file import _foreign
 from pipeline.imports.tensorflow_function import argument_names
 from pipeline.signature import InputTensor, OutputTensor, Signature, Transform
 from pipeline.stages.import_model import ImportStage

@@ -31,8 +31,6 @@ def test_momentum_and_warm_up_are_checked() -> None:
         TrainConfig(epochs=2, warmup_epochs=2)
     with pytest.raises(ValidationError, match="momentum belongs to optimizer: sgd"):
         TrainConfig(momentum=0.5)
-    assert TrainConfig().resolved_backend() == "tensorflow"
-    assert TrainConfig(backend="jax").resolved_backend() == "jax"
 
 
 class Network:
@@ -138,6 +136,9 @@ BACKEND_FREE = [
     *(ROOT / "pipeline" / path for path in ("stages/train.py", "stages/calibrate.py", "network.py", "metrics.py")),
 ]
 
+NAMED_IN = {"backends.py": {"tensorflow", "jax", "torch"}, "distribution.py": {"jax"}}
+"""What only a backend tells of itself: its devices, their memory, the processes that train together."""
+
 
 @pytest.mark.parametrize("path", BACKEND_FREE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_backend_is_imported_by_name(path: Path) -> None:
@@ -147,4 +148,4 @@ def test_no_backend_is_imported_by_name(path: Path) -> None:
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").partition(".")[0])
-    assert not imported & {"tensorflow", "jax", "torch", "tf_keras"}
+    assert not imported & {"tensorflow", "jax", "torch", "tf_keras"} - NAMED_IN.get(path.name, set())
