@@ -1,86 +1,430 @@
-"""Batches of augmented training images, in an order that depends on the seed and the epoch alone."""
+"""Batches of augmented training images: what one holds depends on the seed, the epoch and the step alone.
+
+grain reads ahead, in threads or in worker processes; a worker makes whole batches. One reading goes on over the
+epochs as long as size and strength stay, so that workers are started once and the first batch of an epoch is there
+when the last one ends.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from pipeline.training.config import AugmentationConfig
+from devices.board.preprocess import Preprocess, preprocess
+from pipeline.errors import DataError, InputError
+from pipeline.training.augmentation import pillow
+from pipeline.training.augmentation.draws import Draws, Mixing, crop_box, draw_images, draw_mixing
+from pipeline.training.config import TrainConfig
 
-Image = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.int64]
+
+_ORDER, _IMAGES, _MIXING = range(3)
+"""Streams of random numbers of an epoch."""
 
 
-def augment(image: Image, config: AugmentationConfig, rng: np.random.Generator) -> Image:
-    """Returns a randomly changed copy of an image (height, width, 3) uint8.
+class Images(Protocol):
+    """What the loader needs of `pipeline.training.images.TrainingImages`."""
 
-    All random numbers are drawn whatever the config says, so that switching one change off leaves the others'
-    numbers as they are.
+    classes: tuple[str, ...]
+    labels: Rows
+    size: tuple[int, int]
+    preprocess: Preprocess
+    encoded: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Pixels: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from, or this process' part of it.
+
+    Attributes:
+        inputs: "image": uint8 (batch, height, width, 3). Where the accelerator augments, also the draws, which
+            `augmentation.accelerator.transform` takes: the same keys for a whole training.
+        targets: float32 (batch, classes): one-hot, mixed where the images are.
+        weights: float32 (batch,) where class weights are given.
+        rows: int64 (batch,) of the training images.
     """
-    height, width = image.shape[:2]
-    draws = rng.random(5)
-    reach_y, reach_x = int(config.shift * height), int(config.shift * width)
-    shift_y = int(draws[0] * (2 * reach_y + 1)) - reach_y
-    shift_x = int(draws[1] * (2 * reach_x + 1)) - reach_x
-    if shift_y or shift_x:
-        rows = np.clip(np.arange(height) + shift_y, 0, height - 1)
-        columns = np.clip(np.arange(width) + shift_x, 0, width - 1)
-        image = image[rows[:, None], columns]
-    if config.flip and draws[2] < 0.5:
-        image = image[:, ::-1]
-    if config.brightness or config.contrast:
-        gain = np.float32(1 + (2 * draws[3] - 1) * config.contrast)
-        offset = np.float32(255 * (2 * draws[4] - 1) * config.brightness)
-        image = np.clip(np.rint((image - np.float32(127.5)) * gain + np.float32(127.5) + offset), 0, 255)
-    return np.ascontiguousarray(image, dtype=np.uint8)
+
+    inputs: dict[str, npt.NDArray[Any]]
+    targets: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32] | None
+    rows: Rows
 
 
-class _TrainingImages:
-    """Random access to a split for grain."""
-
-    def __init__(self, images: Image, labels: npt.NDArray[np.int64], targets: npt.NDArray[np.float32]) -> None:
-        self._images, self._labels, self._targets = images, labels, targets
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Image, npt.NDArray[np.float32]]:
-        return np.asarray(self._images[index]), self._targets[self._labels[index]]
-
-
-def epoch_of_batches(
-    images: Image,
-    labels: npt.NDArray[np.int64],
-    *,
-    num_classes: int,
-    batch_size: int,
-    augmentation: AugmentationConfig,
-    seed: int,
-    epoch: int,
-) -> Any:
-    """Returns one epoch as a grain dataset of batches.
+def epoch_order(labels: npt.ArrayLike, seed: int, epoch: int, sampling: str) -> Rows:
+    """Returns the rows of an epoch in the order in which they are learned from.
 
     Args:
-        images: (images, height, width, 3) uint8; may be memory-mapped.
-        labels: (images,).
-        num_classes: Length of the one-hot targets.
-        batch_size: Images a batch; a smaller rest is left out.
-        augmentation: What is changed at random.
+        labels: (images,) classes.
         seed: Of the training.
-        epoch: Which epoch, from 0.
+        epoch: From 0.
+        sampling: `natural`: every image once. `balanced`: as many images, every class that there is equally often
+            (to one), and within a class every image equally often (to one).
 
     Returns:
-        A `grain.MapDataset` of `(images uint8, one-hot targets float32)`.
+        (images,) int64.
     """
-    import grain
+    rng = np.random.default_rng([seed, epoch, _ORDER, 0])
+    labels = np.asarray(labels)
+    if sampling == "natural":
+        return rng.permutation(len(labels)).astype(np.int64)
+    classes = rng.permutation(np.unique(labels))
+    drawn = []
+    for place, label in enumerate(classes.tolist()):
+        rows = np.flatnonzero(labels == label)
+        wanted = len(labels) // len(classes) + (place < len(labels) % len(classes))
+        passes = [rng.permutation(rows) for _ in range(math.ceil(wanted / len(rows)))]
+        drawn.append(np.concatenate([*passes, rows[:0]])[:wanted])
+    return rng.permutation(np.concatenate(drawn)).astype(np.int64)
 
-    source = _TrainingImages(images, labels, np.eye(num_classes, dtype=np.float32))
-    epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) % 2**31
-    return (
-        grain.MapDataset.source(source)
-        .seed(epoch_seed)
-        .shuffle()
-        .random_map(lambda item, rng: (augment(item[0], augmentation, rng), item[1]))
-        .batch(batch_size, drop_remainder=True)
-    )
+
+def class_weights(
+    given: str | Mapping[str, float], labels: npt.ArrayLike, classes: Sequence[str]
+) -> npt.NDArray[np.float32] | None:
+    """Returns (classes,) float32 weights of the loss, on average one over the training images; None for `none`.
+
+    Args:
+        given: `none`, `balanced` (images / (classes * images of the class)), or a weight for each class.
+        labels: (images,) classes.
+        classes: Their names.
+
+    Raises:
+        InputError: A name is no class, or a class has no weight.
+    """
+    if given == "none":
+        return None
+    counts = np.bincount(np.asarray(labels), minlength=len(classes)).astype(np.float64)
+    if isinstance(given, str):
+        weights = 1 / np.maximum(counts, 1)
+    else:
+        unknown = [name for name in given if name not in classes]
+        missing = [name for name in classes if name not in given]
+        if unknown or missing:
+            problems = [f"unknown: {', '.join(unknown)}"] * bool(unknown)
+            problems += [f"missing: {', '.join(missing)}"] * bool(missing)
+            raise InputError(
+                f"train.class_weights doesn't name each class once ({'; '.join(problems)}). Give a weight for each "
+                f"of: {', '.join(classes)}."
+            )
+        weights = np.array([given[name] for name in classes], np.float64)
+    return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
+
+
+class Loader:
+    """Batches of one process, read ahead.
+
+    A context manager, which ends the worker processes. They also end by themselves when this process dies.
+
+    Args:
+        images: The training split.
+        config: Of the training.
+        process_index: Which of the processes this is; it gets the i-th block of each global batch.
+        process_count: How many share a batch.
+        on_accelerator: Whether colors, RandAugment, erasing and mixing are left to
+            `augmentation.accelerator.transform`.
+
+    Attributes:
+        steps_per_epoch: Global batches an epoch; a smaller rest is left out.
+
+    Raises:
+        DataError: There are fewer images than one batch holds.
+        InputError: The batch can't be shared by the processes, or class weights don't fit the classes.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        config: TrainConfig,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        on_accelerator: bool,
+    ) -> None:
+        _check(images, config, process_count)
+        self.steps_per_epoch = len(images) // config.batch_size
+        self._images, self._config, self._on_accelerator = images, config, on_accelerator
+        self._weights = class_weights(config.class_weights, images.labels, images.classes)
+        block = config.batch_size // process_count
+        self._block = slice(process_index * block, (process_index + 1) * block)
+        self._workers = num_workers(images, config, on_accelerator=on_accelerator)
+        self._reading: _Reading | None = None
+
+    def epoch(
+        self, epoch: int, *, first_step: int = 0, size: tuple[int, int] | None = None, strength: float = 1.0
+    ) -> Iterator[Batch]:
+        """Yields an epoch's batches.
+
+        Args:
+            epoch: From 0.
+            first_step: The first batch, as where a training is resumed.
+            size: (height, width) of the batches; None is that of the data.
+            strength: Scales RandAugment's magnitude, changes of color, the probability of erasing and the alphas of
+                mixup and cutmix.
+        """
+        first, last = epoch * self.steps_per_epoch + first_step, (epoch + 1) * self.steps_per_epoch
+        reading = self._read_from(first, last, size or self._images.size, strength)
+        while reading.next_step < last and reading is self._reading:
+            yield reading.next_batch()
+
+    def close(self) -> None:
+        """Ends reading ahead and the worker processes."""
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_from(self, first: int, last: int, size: tuple[int, int], strength: float) -> _Reading:
+        """Returns the reading that goes on at this step of the whole training, or a new one."""
+        reading = self._reading
+        if reading is not None and reading.goes_on(first, last, size, strength):
+            return reading
+        self.close()
+        batches = _Batches(
+            images=self._images,
+            config=self._config,
+            weights=self._weights,
+            block=self._block,
+            on_accelerator=self._on_accelerator,
+            size=size,
+            strength=strength,
+            first_step=first,
+            end_step=max(last, self._config.epochs * self.steps_per_epoch),
+        )
+        self._reading = _Reading(batches, self._workers)
+        return self._reading
+
+
+def _check(images: Images, config: TrainConfig, process_count: int) -> None:
+    if len(images) < config.batch_size:
+        raise DataError(
+            f"train.batch_size is {config.batch_size}, but the training split has {len(images)} images. "
+            f"Make the batch smaller or give more images."
+        )
+    if config.batch_size % process_count:
+        raise InputError(
+            f"train.batch_size is {config.batch_size}, but {process_count} processes share it: give a multiple of "
+            f"{process_count}."
+        )
+    mixes = config.augmentation.mixup > 0 or config.augmentation.cutmix > 0
+    if mixes and config.batch_size // process_count % 2:
+        raise InputError(
+            f"train.batch_size is {config.batch_size}, {config.batch_size // process_count} a process, but mixup and "
+            f"cutmix mix images in pairs: give a multiple of {2 * process_count}."
+        )
+
+
+def num_workers(images: Images, config: TrainConfig, *, on_accelerator: bool) -> int:
+    """Returns how many worker processes load images; 0 loads in threads of this process.
+
+    `auto` leaves two cores to the training; with few cores, or where hardly anything is to be done, processes cost
+    more than they bring.
+    """
+    if config.workers != "auto":
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if cores < 4 else min(cores - 2, 16)
+
+
+class _Reading:
+    """Batches one after another, from one step of the whole training on."""
+
+    def __init__(self, batches: _Batches, workers: int) -> None:
+        import grain
+
+        self._batches = batches
+        self.next_step = batches.first_step
+        dataset = grain.MapDataset.source(batches)
+        if workers:
+            _accept_default_flags()
+            read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            self._iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker))
+        else:
+            self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+    def goes_on(self, first: int, last: int, size: tuple[int, int], strength: float) -> bool:
+        """Returns whether the next batch is the one of step `first`, at this size and strength."""
+        made = self._batches
+        return (self.next_step, made.size, made.strength) == (first, size, strength) and last <= made.end_step
+
+    def next_batch(self) -> Batch:
+        made = next(self._iterator)
+        self.next_step += 1
+        return Batch(
+            inputs=made["inputs"], targets=made["targets"], weights=made.get("weights"), rows=made["rows"]
+        )
+
+    def close(self) -> None:
+        self._iterator.close()
+
+
+def _accept_default_flags() -> None:
+    """Lets grain read its absl flags, which it wants parsed before it starts processes."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _start_worker(index: int, count: int) -> None:  # noqa: ARG001
+    """Ties a worker process to its parent, also where that is killed; Ctrl-C is left to the parent."""
+    import multiprocessing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Random access to the batches of a training, for grain; sent to the worker processes."""
+
+    images: Images
+    config: TrainConfig
+    weights: npt.NDArray[np.float32] | None
+    block: slice
+    on_accelerator: bool
+    size: tuple[int, int]
+    strength: float
+    first_step: int
+    end_step: int
+
+    def __len__(self) -> int:
+        return self.end_step - self.first_step
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, step = divmod(self.first_step + index, len(self.images) // self.config.batch_size)
+        rows = self._order(epoch)[step * self.config.batch_size :][self.block]
+        draws = draw_images(
+            self.config.augmentation,
+            self.config.batch_size,
+            self.size,
+            strength=self.strength,
+            rng=self._random(epoch, _IMAGES, step),
+        ).of(self.block)
+        mixing = self._mixing(epoch, step)
+        pixels = self._pixels(rows, draws)
+        inputs: dict[str, npt.NDArray[Any]] = {"image": pixels}
+        if self.on_accelerator:
+            inputs |= draws.accelerator_inputs()
+            if self.config.augmentation.mixup or self.config.augmentation.cutmix:
+                inputs |= mixing.accelerator_inputs(len(rows))
+        else:
+            pillow.mix(pixels, mixing)
+        labels = self.images.labels[rows]
+        batch = {"inputs": inputs, "targets": self._targets(labels, mixing), "rows": rows}
+        return batch if self.weights is None else {**batch, "weights": self.weights[labels]}
+
+    def _random(self, epoch: int, stream: int, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, epoch, stream, step])
+
+    def _order(self, epoch: int) -> Rows:
+        return _cached_order(_Labels(self.images.labels), self.config.seed, epoch, self.config.sampling)
+
+    def _mixing(self, epoch: int, step: int) -> Mixing:
+        if epoch >= self.config.epochs - self.config.augmentation.stop_mixing_epochs and self.config.epochs:
+            return Mixing()
+        rng = self._random(epoch, _MIXING, step)
+        return draw_mixing(self.config.augmentation, self.size, strength=self.strength, rng=rng)
+
+    def _targets(self, labels: Rows, mixing: Mixing) -> npt.NDArray[np.float32]:
+        targets = np.zeros((len(labels), len(self.images.classes)), np.float32)
+        targets[np.arange(len(labels)), labels] = 1
+        if mixing.share == 1:
+            return targets
+        neighbors = targets.reshape(-1, 2, targets.shape[1])[:, ::-1].reshape(targets.shape)
+        share = np.float32(mixing.share)
+        mixed: npt.NDArray[np.float32] = share * targets + (1 - share) * neighbors
+        return mixed
+
+    def _pixels(self, rows: Rows, draws: Draws) -> Pixels:
+        pixels = np.empty((len(rows), *self.size, 3), np.uint8)
+        in_loader = not self.on_accelerator
+        for index, row in enumerate(rows.tolist()):
+            pixels[index] = self._image(self.images[row], draws, index, in_loader=in_loader)
+            if in_loader and draws.erase is not None and draws.noise is not None:
+                pillow.erase(pixels[index], draws.erase[index], int(draws.noise[index]))
+        return pixels
+
+    def _image(self, image: Pixels, draws: Draws, index: int, *, in_loader: bool) -> Pixels:
+        """Returns one image after all that is done to it by itself."""
+        picture: Image.Image | None = None
+        crop = self.config.augmentation.crop
+        if crop is not None and draws.crop is not None:
+            box = crop_box(draws.crop[index], image.shape[:2], min_area=crop.min_area, max_ratio=crop.max_ratio)
+            picture = Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR, box=box)
+        elif image.shape[:2] != self.size:
+            image = preprocess(image, self._record())
+        if draws.shift is not None:
+            image = _shifted(image if picture is None else np.asarray(picture), draws.shift[index])
+            picture = None
+        if draws.flip is not None and draws.flip[index]:
+            image = image[:, ::-1]
+            picture = None if picture is None else picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if in_loader and (draws.color is not None or draws.numbers is not None):
+            picture = Image.fromarray(image) if picture is None else picture
+            picture = pillow.change_pixels(picture, draws, index)
+        return image if picture is None else np.asarray(picture)
+
+    def _record(self) -> Preprocess:
+        """Returns how an image of another size becomes one of this; a decoded one has been cropped already."""
+        record = self.images.preprocess
+        if self.images.encoded:
+            return dataclasses.replace(record, size=self.size)
+        return Preprocess(self.size, interpolation=record.interpolation)
+
+
+class _Labels:
+    """Labels as a key of the cache: the same array is the same key."""
+
+    def __init__(self, labels: Rows) -> None:
+        self.labels = labels
+
+    def __hash__(self) -> int:
+        return id(self.labels)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Labels) and self.labels is other.labels
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_order(labels: _Labels, seed: int, epoch: int, sampling: str) -> Rows:
+    return epoch_order(labels.labels, seed, epoch, sampling)
+
+
+def _shifted(image: Pixels, shift: npt.NDArray[np.int32]) -> Pixels:
+    """Returns the image moved up and left; the border is repeated."""
+    height, width = image.shape[:2]
+    down, right = shift.tolist()
+    rows = np.clip(np.arange(height) + down, 0, height - 1)
+    columns = np.clip(np.arange(width) + right, 0, width - 1)
+    return image.take(rows, axis=0).take(columns, axis=1)
