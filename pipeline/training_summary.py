@@ -1,20 +1,70 @@
-"""What a training made, in numbers and in words."""
+"""`edgeship train`: trains and calibrates a recipe's network, and says in numbers and in words what came of it."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import ArtifactStore
+from pipeline.errors import InputError
+from pipeline.manifest import Artifact
 from pipeline.metrics import accuracy_interval
-from pipeline.runner import RunResult
+from pipeline.model_config import OwnModelConfig
+from pipeline.recipe import Recipe
+from pipeline.report import report_of
+from pipeline.run_directory import write_run_directory
+from pipeline.runner import RunResult, run_recipe
 from pipeline.tracking.csv_file import CSV_FILE
+from pipeline.tracking.session import TrackingSession
 from pipeline.tracking.tensorboard import event_directory
+from pipeline.training.distribution import COORDINATOR, PROCESS, PROCESSES, read_cluster
 
 HISTORY_FILE = "history.json"
+
+
+def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Makes this process one of several that train together, as the environment has it or the options say.
+
+    Raises:
+        InputError: They don't fit together.
+    """
+    given = {COORDINATOR: coordinator, PROCESSES: processes, PROCESS: process}
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    try:
+        read_cluster()
+    except InputError as error:
+        if any(value is not None for value in given.values()):
+            raise InputError(f"--coordinator, --processes and --process belong together: {error.message}") from error
+        raise
+
+
+def train_recipe(recipe: Recipe, store: ArtifactStore, directory: Path, tracking: TrackingSession) -> dict[str, Any]:
+    """Trains and calibrates the network of a recipe.
+
+    Args:
+        recipe: Its model is a network.
+        store: Where artifacts are looked up and published.
+        directory: `runs/<recipe>/`.
+        tracking: Takes the progress events.
+
+    Returns:
+        What `edgeship train --json` prints.
+
+    Raises:
+        InputError: The recipe trains nothing.
+        EdgeshipError: A stage failed.
+    """
+    if isinstance(recipe.model, OwnModelConfig):
+        raise InputError("model.path names a model that is taken as it is, and nothing is trained: use `edgeship run`.")
+    result = run_recipe(recipe, store, until="calibrate", tell=tracking.tell)
+    report = report_of(result)
+    write_run_directory(directory, result, report, store)
+    tracking.finish(result, report)
+    return training_summary(result, directory)
 
 
 def training_summary(result: RunResult, directory: Path) -> dict[str, Any]:

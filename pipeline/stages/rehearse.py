@@ -5,12 +5,14 @@ These are no stages of a run: nothing of them is published, and no checkpoint is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from pipeline.errors import StageError
 from pipeline.network import ModelConfig
 from pipeline.stages.base import Stage, Tell
 from pipeline.training.config import Backend, TrainConfig
@@ -35,12 +37,15 @@ class DryRunStage(Stage):
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Builds all that the training would, runs the steps, and returns what was counted and measured."""
-        from pipeline.training.rehearsal import rehearse
-
         del out_dir
-        return rehearse(
-            inputs["data"], model=self.model, train=self.train, backend=self.backend, steps=self.steps, tell=tell
-        )
+        with _loads_keras(self.backend):
+            from pipeline.training.backends import device_memory
+            from pipeline.training.rehearsal import rehearse
+            from pipeline.training.trial import trial
+
+            before = device_memory().get("in_use_bytes")
+        with trial(inputs["data"], model=self.model, train=self.train, backend=self.backend, tell=tell) as made:
+            return rehearse(made, steps=self.steps, memory_before=before)
 
 
 class LearningRateStage(Stage):
@@ -66,15 +71,19 @@ class LearningRateStage(Stage):
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Trains with a rate that grows from step to step."""
-        from pipeline.training.learning_rate import find_learning_rate
+        with _loads_keras(self.backend):
+            from pipeline.training.learning_rate import find_learning_rate
+            from pipeline.training.trial import trial
+        with trial(inputs["data"], model=self.model, train=self.train, backend=self.backend, tell=tell) as made:
+            return find_learning_rate(made, out_dir, rates=(self.lowest, self.highest), steps=self.steps)
 
-        return find_learning_rate(
-            inputs["data"],
-            out_dir,
-            model=self.model,
-            train=self.train,
-            backend=self.backend,
-            rates=(self.lowest, self.highest),
-            steps=self.steps,
-            tell=tell,
-        )
+
+@contextlib.contextmanager
+def _loads_keras(backend: Backend) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise StageError(
+            f"train.backend is {backend}, but {error.name} is not installed. Install it, or set train.backend to "
+            f"tensorflow."
+        ) from error

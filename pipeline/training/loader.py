@@ -273,9 +273,7 @@ class _Reading:
     def next_batch(self) -> Batch:
         made = next(self._iterator)
         self.next_step += 1
-        return Batch(
-            inputs=made["inputs"], targets=made["targets"], weights=made.get("weights"), rows=made["rows"]
-        )
+        return Batch(inputs=made["inputs"], targets=made["targets"], weights=made.get("weights"), rows=made["rows"])
 
     def close(self) -> None:
         self._iterator.close()

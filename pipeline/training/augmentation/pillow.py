@@ -41,9 +41,7 @@ _APPLIED: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 
 
-def apply_operation(
-    image: Image.Image, number: int, argument: float, matrix: npt.NDArray[np.float32]
-) -> Image.Image:
+def apply_operation(image: Image.Image, number: int, argument: float, matrix: npt.NDArray[np.float32]) -> Image.Image:
     """Returns the image after one of RandAugment's operations.
 
     Args:
