@@ -67,7 +67,7 @@ class LearningRateStage(Stage):
     backend: Backend = "tensorflow"
     lowest: float = Field(default=1e-6, gt=0)
     highest: float = Field(default=10.0, gt=0)
-    steps: int = Field(default=120, ge=20)
+    steps: int = Field(default=150, ge=20)
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Trains with a rate that grows from step to step."""

@@ -2,7 +2,8 @@
 
 Smith (2017, arXiv:1506.01186, section 3.3) lets it grow and reads off where the loss falls and where it rises again.
 fastai added what is usual since: the growth is exponential, the test ends at four times the lowest loss, and a tenth of
-the rate of the lowest loss is the one to train with.
+the rate of the lowest loss is the one to train with. Here the test also ends when the network has become worse than it
+was untrained.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ CSV_FILE = "learning_rate.csv"
 PLOT_FILE = "learning_rate.png"
 
 _EXPLODED = 4.0
-"""The test ends when the running loss is so many times the lowest one."""
+"""The test ends when the running loss is so many times the lowest one ..."""
+
+_WORSE_THAN_UNTRAINED = 1.2
+"""... or so many times the first one: batch normalization keeps a loss from exploding that has long run away."""
+
+_FIRST_STEPS = 10
 
 _RUNNING = 0.9
 """Weight of the steps before in the running loss, which decides when to end."""
@@ -97,10 +103,11 @@ def suggest(rates: npt.ArrayLike, losses: npt.ArrayLike) -> Suggestion:
 
 
 class Explosion:
-    """Tells when a loss has exploded: it is no number, or its running mean is many times the lowest one."""
+    """Tells when a loss has exploded: it is no number, or its running mean is far above the lowest or the first one."""
 
     def __init__(self) -> None:
         self._mean, self._weight, self._best = 0.0, 0.0, math.inf
+        self._first: list[float] = []
 
     def has_come(self, loss: float) -> bool:
         """Takes the loss of a step."""
@@ -110,7 +117,10 @@ class Explosion:
         self._weight = _RUNNING * self._weight + (1 - _RUNNING)
         running = self._mean / self._weight
         self._best = min(self._best, running)
-        return running > _EXPLODED * self._best
+        if len(self._first) < _FIRST_STEPS:
+            self._first.append(loss)
+        untrained = sum(self._first) / len(self._first)
+        return running > min(_EXPLODED * self._best, _WORSE_THAN_UNTRAINED * untrained)
 
 
 def find_learning_rate(trial: Trial, out_dir: Path, *, rates: tuple[float, float], steps: int) -> dict[str, Any]:
@@ -255,5 +265,5 @@ def draw(path: Path, rates: Curve, losses: Sequence[float], found: Suggestion, *
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="lower left", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
