@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.quantization.calibration_set import draw_calibration_set
 from pipeline.samples import calibration_input_file, reference_input_file, reference_output_file
 from pipeline.stages.base import FrozenConfig
+from pipeline.training.images import preprocessed_training_images
 
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Takes images (images, height, width, 3) and gives logits (images, classes)."""
@@ -89,7 +90,7 @@ def write_calibration_set(data: Path, out_dir: Path, config: QuantizationConfig)
             record = json.loads(line)
             if record["split"] == "train" and record["row"] in chosen:
                 names[record["row"]] = (record["name"], record["digest"])
-    np.save(out_dir / calibration_input_file(0), np.load(data / "train_images.npy", mmap_mode="r")[rows])
+    np.save(out_dir / calibration_input_file(0), preprocessed_training_images(data, rows))
     return {
         "seed": config.seed,
         "count": len(rows),

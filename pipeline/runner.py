@@ -5,6 +5,8 @@
 A recipe with a budget has the stage `model` before `train`, which finds the network that fits. A model of one's own has
 `model`, which imports it, in place of `train`, and its own answers in place of `calibrate`.
 A stage whose artifact is in the store does no work. The report is written by `pipeline.run_directory`.
+Where several processes train together (`pipeline.training.distribution`), process 0 alone publishes and goes on after
+`train`; the others prepare the data as it does, train along, and end.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +52,7 @@ from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
 from pipeline.targets.base import Precision, TargetName
 from pipeline.training.backends import resolve_backend
+from pipeline.training.distribution import read_cluster
 
 STAGES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
 """In the order in which they run."""
@@ -83,6 +87,8 @@ class RunResult:
         artifacts: By the name of the stage record.
         stages: Records, in the order of the run.
         failures: Errors of single exports, verifications and devices; the rest of the run went on.
+        trained_along: Whether this process trained for another one, which has what came of it: the run ended after
+            `train`, and there may be no artifact of it here.
     """
 
     recipe: Recipe
@@ -90,6 +96,7 @@ class RunResult:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     stages: list[StageRecord] = field(default_factory=list)
     failures: list[EdgeshipError | DeviceError] = field(default_factory=list)
+    trained_along: bool = False
 
 
 def run_recipe(
@@ -236,7 +243,7 @@ class _Run:
             "select": self._select,
         }
         for name in STAGES[: STAGES.index(last) + 1]:
-            if name in steps:
+            if name in steps and not self._result.trained_along:
                 steps[name]()
 
     def _data(self) -> None:
@@ -263,7 +270,28 @@ class _Run:
             return
         check_sizes(recipe, artifacts["data"].manifest.metrics)
         stage = FakeTrainStage() if _is_fake(recipe) else train_stage(recipe, artifacts)
-        self._make("train", stage, {"data": "data"})
+        if read_cluster().is_primary:
+            self._make("train", stage, {"data": "data"})
+        else:
+            self._train_along(stage)
+
+    def _train_along(self, stage: Stage) -> None:
+        """Trains with process 0, which publishes; takes no lock and leaves nothing. Does nothing where that is done."""
+        self._name, started = "train", time.monotonic()
+        data = self._result.artifacts["data"]
+        plan = _plan(stage, {"data": data})
+        artifact = self._store.get(plan.stage, plan.key)
+        if artifact is not None:
+            self._result.artifacts["train"] = artifact
+        else:
+            self._tell({"stage": "train", "state": "running", "key": plan.key})
+            self._store.verify(data)
+            with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+                self._executor.run(stage, {"data": data.directory}, Path(scratch))
+        seconds, cached = time.monotonic() - started, artifact is not None
+        self._result.stages.append(StageRecord("train", plan.key, cached=cached, seconds=seconds))
+        self._result.trained_along = True
+        self._tell({"stage": "train", "state": "cached" if cached else "done", "seconds": seconds, "key": plan.key})
 
     def _calibrate(self) -> None:
         recipe = self._recipe

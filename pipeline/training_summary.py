@@ -61,6 +61,8 @@ def train_recipe(recipe: Recipe, store: ArtifactStore, directory: Path, tracking
     if isinstance(recipe.model, OwnModelConfig):
         raise InputError("model.path names a model that is taken as it is, and nothing is trained: use `edgeship run`.")
     result = run_recipe(recipe, store, until="calibrate", tell=tracking.tell)
+    if result.trained_along:
+        return {"recipe": recipe.name, "trained_along": True, "process": read_cluster().process_index}
     report = report_of(result)
     write_run_directory(directory, result, report, store)
     tracking.finish(result, report)
@@ -107,6 +109,8 @@ def training_summary(result: RunResult, directory: Path) -> dict[str, Any]:
 
 def training_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns names and texts for people."""
+    if summary.get("trained_along"):
+        return [("done", f"process {summary['process']} trained along; process 0 has the network")]
     low, high = summary["test_accuracy_interval"]
     accuracy = f"{100 * summary['test_accuracy']:.2f} % of {summary['test_images']:,} images"
     error = f"{100 * summary['ece_before']:.2f} % before, {100 * summary['ece_after']:.2f} % after"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.sources.array_record import ArrayRecordConfig
 from pipeline.sources.base import (
     SPLITS,
     DecodedImage,
@@ -21,25 +22,29 @@ from pipeline.sources.digits import DigitsConfig
 from pipeline.sources.image_folder import ImageFolderConfig
 from pipeline.sources.npz import NpzConfig
 from pipeline.sources.samples import ArraysConfig, RandomConfig
+from pipeline.sources.tfrecord import TfrecordConfig
 
-SOURCES: dict[str, type[DigitsConfig] | type[ImageFolderConfig] | type[NpzConfig]] = {
+AnySource = ArrayRecordConfig | DigitsConfig | ImageFolderConfig | NpzConfig | TfrecordConfig
+
+SOURCES: dict[str, type[AnySource]] = {
+    "array_record": ArrayRecordConfig,
     "digits": DigitsConfig,
     "image_folder": ImageFolderConfig,
     "npz": NpzConfig,
+    "tfrecord": TfrecordConfig,
 }
 """By the name that a recipe gives in `data: {source: ...}`."""
 
-DataConfig = Annotated[DigitsConfig | ImageFolderConfig | NpzConfig, Field(discriminator="source")]
+DataConfig = Annotated[AnySource, Field(discriminator="source")]
 """Labelled images: one of `SOURCES`, told apart by its field `source`."""
 
-RecipeData = Annotated[
-    DigitsConfig | ImageFolderConfig | NpzConfig | ArraysConfig | RandomConfig, Field(discriminator="source")
-]
+RecipeData = Annotated[AnySource | ArraysConfig | RandomConfig, Field(discriminator="source")]
 """The data section of a recipe: labelled images, or what a model of one's own is fed with."""
 
 __all__ = [
     "SOURCES",
     "SPLITS",
+    "ArrayRecordConfig",
     "ArraysConfig",
     "DataConfig",
     "DecodedImage",
@@ -54,5 +59,6 @@ __all__ = [
     "Source",
     "SourceConfig",
     "Split",
+    "TfrecordConfig",
     "decode_image",
 ]

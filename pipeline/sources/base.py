@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, Self, get_args
+from typing import Annotated, ClassVar, Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class Sample:
         label: The name of the class.
         digest: SHA-256 of the file's bytes; for an array of its dtype, shape and pixel bytes.
         decode: Decodes the image, or raises `DataError` with the reason why it can't.
+        encoded: The bytes of the JPEG or PNG file; None for an array.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Sample:
     label: str
     digest: str
     decode: Callable[[], DecodedImage]
+    encoded: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,18 @@ class SourceConfig(FrozenConfig):
         on_unreadable: What an image that can't be decoded means: `error` ends the stage, `skip` lists it in
             `dataset.json` and goes on without it.
         min_images_per_class: A class with fewer images is an error.
+        cache: How the training images are kept: `decoded` as an array of the size above, or `encoded` as the files
+            that they are, so that a random crop sees their original resolution; `auto` takes `decoded` up to 4 GiB.
+
+    Class variables:
+        has_files: Whether its images are JPEG or PNG files, and not arrays.
+        place_fields: Fields that say where it lies; what lies there is the fingerprint's affair.
+        tools: Distributions that shape what it gives, beside NumPy and Pillow.
     """
+
+    has_files: ClassVar[bool] = False
+    place_fields: ClassVar[tuple[str, ...]] = ("path",)
+    tools: ClassVar[tuple[str, ...]] = ()
 
     size: tuple[Length, Length]
     resize: Literal["stretch", "shorter_side"] = "stretch"
@@ -127,6 +140,7 @@ class SourceConfig(FrozenConfig):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     on_unreadable: Literal["error", "skip"] = "error"
     min_images_per_class: Annotated[int, Field(ge=2)] = 2
+    cache: Literal["auto", "decoded", "encoded"] = "auto"
 
     @model_validator(mode="after")
     def _is_a_preprocess_record(self) -> Self:
@@ -139,6 +153,14 @@ class SourceConfig(FrozenConfig):
             raise ValueError(
                 f"validation_fraction {self.validation_fraction} and test_fraction {self.test_fraction} "
                 "leave no images for training: choose fractions whose sum is below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_is_cached(self) -> Self:
+        if self.cache == "encoded" and not self.has_files:
+            raise ValueError(
+                "cache is encoded, but this source gives arrays and no image files: set cache to auto or decoded"
             )
         return self
 

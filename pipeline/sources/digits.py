@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class DigitsConfig(SourceConfig):
     E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
     (the test part).
     """
+
+    tools: ClassVar[tuple[str, ...]] = ("scikit-learn",)
 
     source: Literal["digits"]
 

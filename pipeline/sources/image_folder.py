@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ class ImageFolderConfig(SourceConfig):
     are followed in a directory and refused in an archive. See `pipeline.sources.layout` and
     `pipeline.sources.splitting`.
     """
+
+    has_files: ClassVar[bool] = True
 
     source: Literal["image_folder"]
     path: Annotated[str, Field(min_length=1)]
@@ -118,4 +120,5 @@ def _samples(layout: Layout, files: Iterator[tuple[str, bytes | Problem]]) -> It
             label=place.label,
             digest=hashlib.sha256(data).hexdigest(),
             decode=functools.partial(decode_image, data),
+            encoded=data,
         )

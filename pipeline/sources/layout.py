@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.sources.base import Problem, Split
 from pipeline.sources.decode import IMAGE_SUFFIXES
 
-_SPLIT_FOLDERS: dict[str, Split] = {
+SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "val": "validation",
     "valid": "validation",
@@ -125,7 +125,7 @@ def _num_folders_around(nested: list[tuple[str, ...]], *, root: str, listing: Li
         raise DataError(f"{root} holds {len(listing.files)} files but no image in a class folder: {_EXPECTED}")
     tops = {parts[0] for parts in nested}
     shallowest = min(len(parts) for parts in nested)
-    is_split = next(iter(tops)).lower() in _SPLIT_FOLDERS
+    is_split = next(iter(tops)).lower() in SPLIT_NAMES
     return int(len(tops) == 1 and (shallowest >= 4 or (shallowest == 3 and not is_split)))
 
 
@@ -133,10 +133,10 @@ def _split_folders(images: Iterable[tuple[str, ...]], *, root: str) -> dict[str,
     """The names of the split folders that hold classes; empty where the folders are the classes."""
     images = [parts for parts in images if len(parts) > 1]
     with_classes = {parts[0] for parts in images if len(parts) > 2}
-    splits = {top: _SPLIT_FOLDERS[top.lower()] for top in sorted(with_classes) if top.lower() in _SPLIT_FOLDERS}
+    splits = {top: SPLIT_NAMES[top.lower()] for top in sorted(with_classes) if top.lower() in SPLIT_NAMES}
     if not splits:
         return {}
-    others = sorted({parts[0] for parts in images if parts[0].lower() not in _SPLIT_FOLDERS})
+    others = sorted({parts[0] for parts in images if parts[0].lower() not in SPLIT_NAMES})
     if others:
         raise DataError(
             f"{root} has the folders {', '.join(others[:5])} beside {', '.join(splits)}: expected split "

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from devices.board.preprocess import preprocess
+from pipeline.encoded_images import shard_lengths, write_encoded_images
 from pipeline.errors import DataError
+from pipeline.image_spool import DecodedSpool, EncodedSpool, Spool, write_images
 from pipeline.sources import SPLITS, DataConfig, Problem, Sample, Split
-from pipeline.sources.base import Reading
+from pipeline.sources.base import Reading, SourceConfig
 from pipeline.sources.splitting import Entry, Plan, plan_splits
 from pipeline.stages.base import Stage, Tell
 
@@ -24,7 +25,10 @@ _SHOWN = 5
 _MAX_IGNORED_LISTED = 100
 _NUM_COMMON_SIZES = 10
 _SECONDS_BETWEEN_EVENTS = 0.5
-_CHUNK_SIZE_BYTES = 8 * 2**20
+_MAX_DECODED_SIZE_BYTES = 4 * 2**30
+"""Of a training split that `cache: auto` keeps decoded."""
+
+_GIB = 2**30
 
 
 class DataStage(Stage):
@@ -33,14 +37,17 @@ class DataStage(Stage):
     Files:
 
     - `train_images.npy`, `validation_images.npy`, `test_images.npy`: uint8 `(count, height, width, 3)`, RGB,
-      preprocessed, sorted by name. Open them with `mmap_mode="r"`.
+      preprocessed, sorted by name. Open them with `mmap_mode="r"`, those of the training split with
+      `pipeline.training.images`: where it is cached encoded, `train_images-00000-of-00012.array_record` and so on
+      hold its files as they are in place of the array.
     - `train_labels.npy`, ...: int64 `(count,)`, indices into `classes`.
     - `dataset.json`: classes, the preprocessing record, counts, sizes, modes, duplicates, what was left out
       and what was decided.
     - `index.jsonl`: `split`, `row`, `name`, `label` and `digest` of every image in the arrays.
 
-    Every image is decoded once. Its pixels wait in a file until all are known and the splits can be decided,
-    so that memory stays small and the disk holds the images twice for a while.
+    Images wait in a file until all are known and the splits can be decided, so that memory stays small and the disk
+    holds them twice for a while. Each is decoded once; where the training split is cached encoded, those of the other
+    splits twice.
     """
 
     stage: ClassVar[str] = "data"
@@ -49,13 +56,17 @@ class DataStage(Stage):
     source: DataConfig
 
     def tool_names(self) -> tuple[str, ...]:
-        """Returns the distributions whose versions shape the output; scikit-learn only for its digits."""
-        return (*self.tools, "scikit-learn") if self.source.source == "digits" else self.tools
+        """Returns the distributions whose versions shape the output.
+
+        ArrayRecord's is none of them: it shapes the container, and every version reads what others wrote.
+        """
+        return (*self.tools, *self.source.tools)
 
     def key_config(self) -> dict[str, Any]:
         """Leaves out where the source lies: the fingerprint says what is there, wherever it is."""
         config = super().key_config()
-        config["source"].pop("path", None)
+        for name in self.source.place_fields:
+            config["source"].pop(name, None)
         return config
 
     def fingerprint(self) -> str:
@@ -74,11 +85,10 @@ class DataStage(Stage):
         """
         del inputs
         fingerprint = self.fingerprint()
+        tell({"message": "listing the images"})
         reading = self.source.read()
-        spool_path = out_dir / "spool.tmp"
-        try:
-            with spool_path.open("wb") as spool:
-                survey = self._survey(reading, spool, tell)
+        with self._spool(reading, out_dir) as spool:
+            survey = self._survey(reading, spool, tell)
             self._check_unreadable(survey.unreadable)
             plan = plan_splits(
                 survey.entries,
@@ -90,26 +100,67 @@ class DataStage(Stage):
                 seed=self.source.seed,
                 min_images_per_class=self.source.min_images_per_class,
             )
-            shape = (len(survey.entries), *self.source.size, 3)
-            spooled = np.memmap(spool_path, dtype=np.uint8, mode="r", shape=shape)
-            for split in SPLITS:
-                tell({"message": f"writing {split}", "done": 0, "total": len(plan.splits[split])})
-                rows = np.array([entry.row for entry in plan.splits[split]], dtype=np.int64)
-                _write_images(out_dir / f"{split}_images.npy", spooled, rows)
-        finally:
-            spool_path.unlink(missing_ok=True)
+            cache = self._write_splits(plan, spool, out_dir, tell)
         _write_labels(plan, reading.classes, out_dir)
         _write_index(plan, out_dir / "index.jsonl")
         if self.fingerprint() != fingerprint:
             raise DataError("the source changed while it was read: run again when nothing writes to it")
-        dataset = self._describe(plan, reading, survey) | {"fingerprint": fingerprint}
+        dataset = self._describe(plan, reading, survey) | {"cache": cache, "fingerprint": fingerprint}
         (out_dir / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
         return _metrics(dataset)
 
-    def _survey(self, reading: Reading, spool: BinaryIO, tell: Tell) -> _Survey:
-        """Decodes and preprocesses all images into the spool, in the order of the source."""
+    def _spool(self, reading: Reading, out_dir: Path) -> DecodedSpool | EncodedSpool:
+        """Where the images wait: encoded where the training split may have to be cached so."""
+        path, record = out_dir / "spool.tmp", self.source.preprocess()
+        size_bytes = reading.num_images * _image_size_bytes(self.source)
+        if self.source.cache == "encoded" or (self._may_encode() and size_bytes > _MAX_DECODED_SIZE_BYTES):
+            return EncodedSpool(path, record)
+        self._check_disk(2 * size_bytes, f"{reading.num_images} images, twice while they are prepared", out_dir)
+        return DecodedSpool(path, record)
+
+    def _may_encode(self) -> bool:
+        return self.source.has_files and self.source.cache != "decoded"
+
+    def _check_disk(self, size_bytes: int, what: str, out_dir: Path) -> None:
+        """Refuses what does not fit on the disk, before it is written."""
+        free_bytes = shutil.disk_usage(out_dir).free
+        if size_bytes <= free_bytes:
+            return
+        height, width = self.source.size
+        encoded = "`cache: encoded`, " if self.source.has_files and self.source.cache != "encoded" else ""
+        raise DataError(
+            f"the decoded images take {size_bytes / _GIB:.1f} GiB ({what}, of {height}x{width} pixels), but "
+            f"{out_dir} has {free_bytes / _GIB:.1f} GiB free: set {encoded}a smaller `size` in the data section, or "
+            "take a store on a larger disk (--store)"
+        )
+
+    def _write_splits(
+        self, plan: Plan, spool: DecodedSpool | EncodedSpool, out_dir: Path, tell: Tell
+    ) -> dict[str, Any]:
+        """Writes the images of every split and returns how those of the training split are kept."""
+        rows = {split: np.array([entry.row for entry in plan.splits[split]], dtype=np.int64) for split in SPLITS}
+        image_bytes = _image_size_bytes(self.source)
+        encoded = isinstance(spool, EncodedSpool) and (
+            self.source.cache == "encoded" or len(rows["train"]) * image_bytes > _MAX_DECODED_SIZE_BYTES
+        )
+        if isinstance(spool, EncodedSpool):
+            decoded = [split for split in SPLITS if split != "train" or not encoded]
+            count = sum(len(rows[split]) for split in decoded)
+            self._check_disk(count * image_bytes, f"{count} images of {', '.join(decoded)}", out_dir)
+        cache: dict[str, Any] = {"kind": "decoded"}
+        for split in SPLITS:
+            tell({"message": f"writing {split}", "done": 0, "total": len(rows[split])})
+            if split == "train" and encoded and isinstance(spool, EncodedSpool):
+                lengths = shard_lengths(spool.sizes(rows[split]))
+                write_encoded_images(out_dir, "train_images", spool.files(rows[split]), lengths)
+                cache = {"kind": "encoded", "shard_lengths": lengths}
+            else:
+                write_images(out_dir / f"{split}_images.npy", spool, rows[split], self.source.size)
+        return cache
+
+    def _survey(self, reading: Reading, spool: Spool, tell: Tell) -> _Survey:
+        """Decodes all images into the spool, in the order of the source."""
         survey = _Survey()
-        record = self.source.preprocess()
         for item in _with_progress(reading.items, reading.num_images, "reading images", tell):
             if isinstance(item, Problem):
                 survey.unreadable.append(item)
@@ -119,7 +170,7 @@ class DataStage(Stage):
             except DataError as error:
                 survey.unreadable.append(Problem(item.name, error.message))
                 continue
-            spool.write(np.ascontiguousarray(preprocess(image.pixels, record)).data)
+            spool.add(item, image)
             survey.add(item, image.pixels.shape[0], image.pixels.shape[1], image.mode)
         survey.unreadable.sort(key=lambda problem: problem.name)
         return survey
@@ -195,17 +246,8 @@ def _with_progress(
     tell({"message": message, "done": total, "total": total})
 
 
-def _write_images(path: Path, spool: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-    """Writes rows of the spool as one `.npy` file, front to back.
-
-    A memory-mapped file would end the process with SIGBUS on a full disk; this raises OSError.
-    """
-    num_rows_at_once = max(1, _CHUNK_SIZE_BYTES // int(np.prod(spool.shape[1:])))
-    with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *spool.shape[1:])}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(rows), num_rows_at_once):
-            file.write(spool[rows[start : start + num_rows_at_once]].data)
+def _image_size_bytes(source: SourceConfig) -> int:
+    return source.size[0] * source.size[1] * 3
 
 
 def _write_labels(plan: Plan, classes: Sequence[str], out_dir: Path) -> None:

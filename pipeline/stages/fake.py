@@ -19,6 +19,7 @@ from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibr
 from pipeline.signature import image_signature
 from pipeline.stages.base import Stage, Tell
 from pipeline.targets.fake import WEIGHTS_FILE
+from pipeline.training.images import preprocessed_training_images
 
 
 class FakeTrainStage(Stage):
@@ -33,7 +34,7 @@ class FakeTrainStage(Stage):
         """Solves the normal equations of the one-hot targets."""
         data = inputs["data"]
         classes = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["classes"]
-        images = np.load(data / "train_images.npy")
+        images = preprocessed_training_images(data)
         labels = np.load(data / "train_labels.npy")
         tell({"message": "solving for the fake network's weights"})
         features = images.reshape(len(images), -1).astype(np.float64) / 255

@@ -13,6 +13,7 @@ from pipeline.tracking.config import TrackConfig, check_tracking
 from pipeline.tracking.csv_file import CSV_FILE, CsvTracker
 from pipeline.tracking.mlflow import MlflowTracker
 from pipeline.tracking.tensorboard import TensorBoardTracker
+from pipeline.training.distribution import read_cluster
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -27,7 +28,8 @@ _CALIBRATED_FILES = ("network.json", "network.weights.h5")
 class TrackingSession:
     """Takes the progress events of a run, hands them on, and tells the trackers of its training.
 
-    Use it as a context manager around the run. Without a training, as where all is cached, it does nothing.
+    Use it as a context manager around the run. Without a training, as where all is cached, it does nothing; of several
+    processes that train together, the first one alone tracks.
 
     Args:
         recipe: What is run.
@@ -39,7 +41,8 @@ class TrackingSession:
     """
 
     def __init__(self, recipe: Recipe, directory: Path, tell: Tell) -> None:
-        check_tracking(recipe.track)
+        self._config = recipe.track if read_cluster().is_primary else TrackConfig(tensorboard=False, csv=False)
+        check_tracking(self._config)
         self._recipe, self._directory, self._tell = recipe, directory, tell
         self._key = ""
         self._trackers: dict[str, Tracker] = {}
@@ -78,7 +81,7 @@ class TrackingSession:
         if not self._trackers:
             parameters = self._recipe.model_dump(mode="json", include=set(_PARAMETERS))
             run = TrackedRun(self._recipe.name, self._key, self._directory, parameters)
-            self._trackers = {name: make(run) for name, make in trackers_of(self._recipe.track)}
+            self._trackers = {name: make(run) for name, make in trackers_of(self._config)}
         for name, tracker in self._trackers.items():
             with _Warning(self, name):
                 tracker.write(self._history)

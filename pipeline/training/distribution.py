@@ -37,6 +37,9 @@ DEFAULT_TIMEOUT_S = 300
 HEARTBEAT_TIMEOUT_S = 30
 """After so long without a sign of life a process counts as dead, and the others end."""
 
+_FATAL = "JAX distributed service detected fatal errors"
+_START_CALLS = ("CoordinationService/RegisterTask", "CoordinationServiceAgent::Connect()")
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -214,7 +217,11 @@ def check_same_data(distribution: Distribution, identity: str) -> None:
 
 
 def shut_down(distribution: Distribution) -> None:
-    """Ends what `set_up` began; processes wait for each other, so that none takes the end of another for a crash."""
+    """Ends what `set_up` began, after a training that went well; a step of all processes together.
+
+    They wait for each other, so that none takes the end of another for a crash. After an error they must not: the
+    others may not have it.
+    """
     import keras
 
     if distribution.devices > 1:
@@ -223,6 +230,32 @@ def shut_down(distribution: Distribution) -> None:
         import jax
 
         jax.distributed.shutdown()
+
+
+def cluster_error(last_words: str) -> StageError | None:
+    """Returns what it means that JAX ended this process because of another one; None where it did not.
+
+    JAX has no other answer to a process that is gone than to abort those that wait for it.
+
+    Args:
+        last_words: The end of what the process wrote to standard error.
+    """
+    if _FATAL not in last_words:
+        return None
+    cluster = read_cluster()
+    who = f"Process {cluster.process_index} of {cluster.process_count}"
+    if any(call in last_words for call in _START_CALLS):
+        return StageError(
+            f"{who} waited {cluster.timeout_s} s at {cluster.coordinator} for the others, which did not all come. "
+            f"Start all {cluster.process_count} with the same recipe, {COORDINATOR} and {PROCESSES}, each with its "
+            f"own {PROCESS}; {TIMEOUT} sets how many seconds they wait.",
+            details=last_words,
+        )
+    return StageError(
+        f"{who} ended because another one that trains with it ended or can't be reached. See its last words; start "
+        f"all {cluster.process_count} again, and they go on from the last checkpoint of process 0.",
+        details=last_words,
+    )
 
 
 def _start(cluster: Cluster) -> None:
@@ -279,7 +312,7 @@ def _await_coordinator(cluster: Cluster) -> None:
 def _local_devices(config: TrainConfig) -> list[Any]:
     import jax
 
-    available = jax.local_devices()
+    available: list[Any] = jax.local_devices()
     kind = "GPUs" if available[0].platform != "cpu" else "CPU devices"
     if config.devices == "auto":
         return available if available[0].platform != "cpu" else available[:1]

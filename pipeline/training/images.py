@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from devices.board.preprocess import Preprocess, preprocess
+from pipeline.encoded_images import EncodedImages
+from pipeline.sources.decode import decode_image
+
 Image = npt.NDArray[np.uint8]
 
 
@@ -18,38 +22,72 @@ class TrainingImages:
 
     Args:
         data: Directory of the artifact.
+
+    Attributes:
+        classes: The names of the classes.
+        labels: (images,), indices into `classes`.
+        preprocess: How an image becomes one of the network's size.
+        size: Height and width of the network's input.
+        encoded: Whether images come in their original size, and not preprocessed.
     """
 
     def __init__(self, data: Path) -> None:
         self._data = data
         dataset = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+        cache = dataset["cache"]
         self.classes: tuple[str, ...] = tuple(dataset["classes"])
         self.labels: npt.NDArray[np.int64] = np.load(data / "train_labels.npy")
+        self.preprocess: Preprocess = Preprocess.from_dict(dataset["preprocess"])
+        self.size: tuple[int, int] = self.preprocess.size
+        self.encoded: bool = cache["kind"] == "encoded"
         self._images: Image | None = None
-        self.size: tuple[int, int] = self._opened().shape[1:3]
+        self._files = EncodedImages(data, "train_images", cache["shard_lengths"]) if self.encoded else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> Image:
-        """Returns an image (height, width, 3) uint8, RGB; not preprocessed where the artifact holds encoded ones."""
-        return np.asarray(self._opened()[row])
+        """Returns an image (height, width, 3) uint8, RGB; not preprocessed where the artifact holds encoded ones.
+
+        Raises:
+            IndexError: There is no such row.
+            CorruptArtifactError: The file that holds it is damaged.
+        """
+        if self._files is not None:
+            return decode_image(self._files[row]).pixels
+        if self._images is None:
+            self._images = np.load(self._data / "train_images.npy", mmap_mode="r")
+        return np.asarray(self._images[row])
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_images": None}
 
-    def _opened(self) -> Image:
-        if self._images is None:
-            self._images = np.load(self._data / "train_images.npy", mmap_mode="r")
-        return self._images
-
     def names(self, rows: npt.ArrayLike) -> list[str]:
         """Returns what the source calls the images of these rows."""
-        wanted = {int(row): position for position, row in enumerate(np.asarray(rows))}
-        found = [""] * len(wanted)
+        asked = [int(row) for row in np.asarray(rows)]
+        wanted, found = set(asked), dict[int, str]()
         with (self._data / "index.jsonl").open(encoding="utf-8") as stream:
             for line in stream:
                 record = json.loads(line)
                 if record["split"] == "train" and record["row"] in wanted:
-                    found[wanted[record["row"]]] = record["name"]
-        return found
+                    found[record["row"]] = record["name"]
+        return [found[row] for row in asked]
+
+
+def preprocessed_training_images(data: Path, rows: npt.ArrayLike | None = None) -> Image:
+    """Returns training images as the network sees them, without augmentation.
+
+    Args:
+        data: Directory of a `data` artifact.
+        rows: (images,), which; None takes all of them.
+
+    Returns:
+        (images, height, width, 3) uint8, RGB.
+    """
+    images = TrainingImages(data)
+    chosen = np.arange(len(images)) if rows is None else np.asarray(rows)
+    found = np.empty((len(chosen), *images.size, 3), np.uint8)
+    for place, row in enumerate(chosen.tolist()):
+        image = images[row]
+        found[place] = preprocess(image, images.preprocess) if images.encoded else image
+    return found

@@ -8,13 +8,14 @@ when the last one ends.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -33,6 +34,9 @@ Rows = npt.NDArray[np.int64]
 
 _ORDER, _IMAGES, _MIXING = range(3)
 """Streams of random numbers of an epoch."""
+
+_BATCHES_A_WORKER = 2
+_CORES_FOR_WORKERS, _MAX_WORKERS = 4, 16
 
 
 class Images(Protocol):
@@ -162,7 +166,7 @@ class Loader:
         self._weights = class_weights(config.class_weights, images.labels, images.classes)
         block = config.batch_size // process_count
         self._block = slice(process_index * block, (process_index + 1) * block)
-        self._workers = num_workers(images, config, on_accelerator=on_accelerator)
+        self._workers = num_workers(config)
         self._reading: _Reading | None = None
 
     def epoch(
@@ -179,7 +183,9 @@ class Loader:
         """
         first, last = epoch * self.steps_per_epoch + first_step, (epoch + 1) * self.steps_per_epoch
         reading = self._read_from(first, last, size or self._images.size, strength)
-        while reading.next_step < last and reading is self._reading:
+        while reading.next_step < last:
+            if reading is not self._reading:
+                raise RuntimeError(f"the batches of epoch {epoch} are at an end: another epoch was begun, or it closed")
             yield reading.next_batch()
 
     def close(self) -> None:
@@ -236,16 +242,16 @@ def _check(images: Images, config: TrainConfig, process_count: int) -> None:
         )
 
 
-def num_workers(images: Images, config: TrainConfig, *, on_accelerator: bool) -> int:
+def num_workers(config: TrainConfig) -> int:
     """Returns how many worker processes load images; 0 loads in threads of this process.
 
-    `auto` leaves two cores to the training; with few cores, or where hardly anything is to be done, processes cost
-    more than they bring.
+    `auto` leaves two cores to the training. With few cores it takes threads: Pillow lets go of Python's lock, and the
+    training takes what cores there are.
     """
     if config.workers != "auto":
         return config.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if cores < 4 else min(cores - 2, 16)
+    return 0 if cores < _CORES_FOR_WORKERS else min(cores - 2, _MAX_WORKERS)
 
 
 class _Reading:
@@ -257,11 +263,15 @@ class _Reading:
         self._batches = batches
         self.next_step = batches.first_step
         dataset = grain.MapDataset.source(batches)
+        self._copies = workers > 0
         if workers:
             _accept_default_flags()
-            read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-            self._iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker))
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_A_WORKER)
+            read = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+            if not _fits_shared_memory(workers * (_BATCHES_A_WORKER + 2) * batches.size_bytes()):
+                through_pipes = grain.experimental.DatasetOptions(min_shm_size=2**62)
+                read = grain.experimental.WithOptionsIterDataset(read, through_pipes)
+            self._iterator = iter(read.mp_prefetch(options, worker_init_fn=_start_worker))
         else:
             self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
@@ -273,10 +283,25 @@ class _Reading:
     def next_batch(self) -> Batch:
         made = next(self._iterator)
         self.next_step += 1
+        if self._copies:
+            made = _copied(made)
         return Batch(inputs=made["inputs"], targets=made["targets"], weights=made.get("weights"), rows=made["rows"])
 
     def close(self) -> None:
         self._iterator.close()
+
+
+def _copied(values: Any) -> Any:
+    """Returns arrays that outlive the shared memory they came in, which is freed with the last of its arrays."""
+    if isinstance(values, dict):
+        return {name: _copied(value) for name, value in values.items()}
+    return np.array(values)
+
+
+def _fits_shared_memory(needed_bytes: int) -> bool:
+    """Returns whether batches can come through shared memory; containers often have only 64 MB of it."""
+    shared = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; other systems don't say how much there is
+    return not shared.is_dir() or shutil.disk_usage(shared).free > needed_bytes
 
 
 def _accept_default_flags() -> None:
@@ -315,6 +340,11 @@ class _Batches:
     strength: float
     first_step: int
     end_step: int
+    orders: dict[int, Rows] = field(default_factory=dict)
+
+    def size_bytes(self) -> int:
+        """Returns about how large a batch is."""
+        return 3 * self.size[0] * self.size[1] * (self.block.stop - self.block.start)
 
     def __len__(self) -> int:
         return self.end_step - self.first_step
@@ -346,7 +376,12 @@ class _Batches:
         return np.random.default_rng([self.config.seed, epoch, stream, step])
 
     def _order(self, epoch: int) -> Rows:
-        return _cached_order(_Labels(self.images.labels), self.config.seed, epoch, self.config.sampling)
+        order = self.orders.get(epoch)
+        if order is None:
+            order = epoch_order(self.images.labels, self.config.seed, epoch, self.config.sampling)
+            self.orders[epoch] = order
+            self.orders.pop(epoch - 2, None)  # the one before may still be read by another thread
+        return order
 
     def _mixing(self, epoch: int, step: int) -> Mixing:
         if epoch >= self.config.epochs - self.config.augmentation.stop_mixing_epochs and self.config.epochs:
@@ -399,24 +434,6 @@ class _Batches:
         if self.images.encoded:
             return dataclasses.replace(record, size=self.size)
         return Preprocess(self.size, interpolation=record.interpolation)
-
-
-class _Labels:
-    """Labels as a key of the cache: the same array is the same key."""
-
-    def __init__(self, labels: Rows) -> None:
-        self.labels = labels
-
-    def __hash__(self) -> int:
-        return id(self.labels)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Labels) and self.labels is other.labels
-
-
-@functools.lru_cache(maxsize=2)
-def _cached_order(labels: _Labels, seed: int, epoch: int, sampling: str) -> Rows:
-    return epoch_order(labels.labels, seed, epoch, sampling)
 
 
 def _shifted(image: Pixels, shift: npt.NDArray[np.int32]) -> Pixels:

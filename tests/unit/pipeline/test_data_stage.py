@@ -127,7 +127,7 @@ def test_neither_the_order_nor_the_packing_changes_the_outcome(tmp_path: Path) -
 def test_images_are_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(tmp_path / "pets", {"cat": 12, "dog": 15})
     prepare(root, tmp_path / "whole")
-    monkeypatch.setattr("pipeline.stages.data._CHUNK_SIZE_BYTES", 8 * 8 * 3 * 2)
+    monkeypatch.setattr("pipeline.image_spool._CHUNK_SIZE_BYTES", 8 * 8 * 3 * 2)
     prepare(root, tmp_path / "chunks")
 
     for name in FILES:

@@ -29,6 +29,7 @@ def test_a_recipe_names_every_source() -> None:
         "test_fraction": 0.3,
         "on_unreadable": "skip",
         "min_images_per_class": 5,
+        "cache": "encoded",
     }
 
     assert isinstance(parse({"source": "digits", "size": [8, 8]}), DigitsConfig)
