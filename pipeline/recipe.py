@@ -35,6 +35,7 @@ from pipeline.stages.export import ExportConfig
 from pipeline.stages.select import SelectConfig
 from pipeline.tracking.config import TrackConfig
 from pipeline.training.config import TrainConfig
+from pipeline.training.presets import with_model_preset
 from pipeline.yaml_source import KeyPath, YamlSource, parse_scalar, read_yaml, shortened, shown
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
@@ -213,7 +214,7 @@ def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def _validate(source: YamlSource) -> Recipe:
     try:
-        text = json.dumps(source.data)
+        text = json.dumps(with_model_preset(source.data))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{source.name}: a value is no number, text, list or mapping: {error}.") from error
     try:
