@@ -56,7 +56,8 @@ class Suggestion:
     Attributes:
         suggested: A tenth of `lowest`.
         steepest: Where the smoothed loss falls the fastest along the logarithm of the rate.
-        lowest: Where the smoothed loss is the lowest.
+        lowest: The smallest rate whose smoothed loss is the lowest, but for the standard error of that: where the curve
+            has a broad or a ragged floor, its lowest point is one of chance.
         fell: Whether the loss fell by more than it jumps from step to step; if not, the rates above say little.
     """
 
@@ -87,18 +88,20 @@ def suggest(rates: npt.ArrayLike, losses: npt.ArrayLike) -> Suggestion:
         rates: (steps,), growing.
         losses: (steps,), finite, not smoothed.
     """
-    known = np.asarray(rates, np.float64)
-    curve = smoothed(losses)
-    at_lowest = int(curve.argmin())
+    known, values = np.asarray(rates, np.float64), np.asarray(losses, np.float64)
+    curve = smoothed(values)
+    at_minimum = int(curve.argmin())
+    spread = float(np.std((values - curve)[: at_minimum + 1]))
+    error = spread / math.sqrt(2 * math.sqrt(math.pi) * _SMOOTHING_STEPS)
+    at_lowest = int(np.flatnonzero(curve <= curve[at_minimum] + error)[0])
     slope = np.gradient(curve, np.log(known))
     at_steepest = int(slope[: at_lowest + 1].argmin())
-    jumps = np.std(np.asarray(losses, np.float64)[: at_lowest + 1] - curve[: at_lowest + 1])
     lowest = float(known[at_lowest])
     return Suggestion(
         suggested=lowest / 10,
         steepest=float(known[at_steepest]),
         lowest=lowest,
-        fell=bool(curve[0] - curve[at_lowest] > jumps),
+        fell=bool(curve[0] - curve[at_minimum] > spread),
     )
 
 

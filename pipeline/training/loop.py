@@ -359,9 +359,7 @@ class Training:
         }
 
     def _fit(self, model: TrainingModel, feed: Feed, supervisor: Supervisor, *, steps: int) -> None:
-        callbacks = StepCallbacks(
-            [supervisor], add_history=True, add_progbar=False, model=model, epochs=1, steps=steps
-        )
+        callbacks = StepCallbacks([supervisor], add_history=True, add_progbar=False, model=model, epochs=1, steps=steps)
         try:
             model.fit(feed.tuples(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
         except Exception as error:

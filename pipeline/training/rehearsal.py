@@ -19,7 +19,7 @@ from pipeline.network import PREDICTION_BATCH, predict_logits
 from pipeline.training.backends import accelerator, device_memory
 from pipeline.training.config import AugmentationConfig, TrainConfig
 from pipeline.training.freezing import frozen_layers
-from pipeline.training.loader import Batch, num_workers
+from pipeline.training.loader import Batch, Loader, num_workers
 from pipeline.training.phases import phase_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _WARM_STEPS = 2
 """Steps after the first that are not timed: caches fill, and memory is asked for."""
 
-_LOADER_SECONDS = 10.0
 _LOADER_BATCHES = 10
 
 
@@ -46,7 +45,7 @@ def rehearse(trial: Trial, *, steps: int, memory_before: int | None) -> dict[str
     config = trial.config
     last = max(0, config.epochs - 1)
     trial.tell({"message": "loading batches"})
-    loader_seconds = _loader_seconds(trial, last)
+    loader = _loader_seconds(trial, last)
     trial.tell({"message": "tracing the first step"})
     first, timed = _step_seconds(trial, trial.training.batches(last), steps, epoch=last)
     trial.tell({"message": "training on one batch again and again"})
@@ -55,8 +54,8 @@ def rehearse(trial: Trial, *, steps: int, memory_before: int | None) -> dict[str
     measured = device_memory()
     validation = _validation_seconds(trial)
     # Batches that were read ahead hide a slow loader from the first steps.
-    step = max(statistics.median(timed), loader_seconds)
-    quartiles = [max(value, loader_seconds) for value in np.quantile(timed, (0.25, 0.75)).tolist()]
+    step = max(statistics.median(timed), loader)
+    quartiles = [max(value, loader) for value in np.quantile(timed, (0.25, 0.75)).tolist()]
     totals = [first + _total_seconds(trial, seconds, validation) for seconds in (step, *quartiles)]
     images = config.batch_size
     return {
@@ -75,7 +74,7 @@ def rehearse(trial: Trial, *, steps: int, memory_before: int | None) -> dict[str
             "total_seconds_interval": totals[1:],
         },
         "throughput": {
-            "loader_images_per_second": images / loader_seconds,
+            "loader_images_per_second": images / loader,
             "step_images_per_second": images / statistics.median(alone),
             "both_images_per_second": images / step,
             "loader_share": max(0.0, 1 - statistics.median(alone) / step),
@@ -119,21 +118,23 @@ def _step_seconds(trial: Trial, batches: Iterator[Batch], steps: int, *, epoch: 
 
 
 def _loader_seconds(trial: Trial, epoch: int) -> float:
-    """Returns seconds a batch of the loader alone, after the first one, for which workers are started."""
-    config = trial.config
-    workers = num_workers(trial.images, config, on_accelerator=accelerator() is not None)
-    wanted = min(trial.training.steps_per_epoch - 1, _LOADER_BATCHES + 2 * workers)
-    batches = iter(trial.training.batches(epoch))
-    started = time.monotonic()
-    next(batches)
-    if wanted < 1:
-        return time.monotonic() - started
-    started, count = time.monotonic(), 0
-    for _ in itertools.islice(batches, wanted):
-        count += 1
-        if time.monotonic() - started > _LOADER_SECONDS:
-            break
-    return (time.monotonic() - started) / count
+    """Returns seconds a batch of the loader alone, once workers are up and what lay ready is used up."""
+    place = trial.config.augmentation.place
+    with Loader(
+        trial.images,
+        trial.config,
+        process_index=trial.distribution.process_index,
+        process_count=trial.distribution.process_count,
+        on_accelerator=place == "accelerator" or (place == "auto" and accelerator() is not None),
+    ) as loader:
+        batches = itertools.chain.from_iterable(loader.epoch(epoch + more) for more in itertools.count())
+        for _ in itertools.islice(batches, loader.read_ahead + 1):
+            pass
+        started, count = time.monotonic(), 0
+        while count < _LOADER_BATCHES or (count < 100 and time.monotonic() - started < 1.0):
+            next(batches)
+            count += 1
+        return (time.monotonic() - started) / count
 
 
 def _validation_seconds(trial: Trial) -> float:
@@ -194,7 +195,7 @@ def _hardware(trial: Trial) -> dict[str, Any]:
         "processes": trial.distribution.process_count,
         "precision": trial.training.precision,
         "compiled": bool(trial.training.model(max(0, trial.config.epochs - 1)).jit_compile),
-        "workers": num_workers(trial.images, trial.config, on_accelerator=found is not None),
+        "workers": num_workers(trial.config),
     }
 
 
