@@ -165,13 +165,12 @@ def _memory(memory: Mapping[str, Any]) -> str:
         if memory[f"{name}_bytes"]
     )
     text = f"about {readable_bytes(memory['estimate_bytes'])} by count ({parts})"
-    if memory["measured_peak_bytes"] is not None:
-        before = memory["measured_before_bytes"]
-        beside = f", {readable_bytes(before)} of it before there was a network" if before else ""
-        text += f"; {readable_bytes(memory['measured_peak_bytes'])} at the peak of the {memory['measured_as']}{beside}"
-    if memory["limit_bytes"] is not None:
-        text += f", of {readable_bytes(memory['limit_bytes'])}"
-    return text
+    if memory["measured_peak_bytes"] is None:
+        return text
+    before, limit = memory["measured_before_bytes"], memory["limit_bytes"]
+    beside = f" ({readable_bytes(before)} before there was a network)" if before else ""
+    of = f" of {readable_bytes(limit)}" if limit else ""
+    return f"{text}; measured {readable_bytes(memory['measured_peak_bytes'])}{of} {memory['measured_as']}{beside}"
 
 
 def _throughput(speed: Mapping[str, Any]) -> str:
@@ -186,10 +185,14 @@ def _time(time: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     low, high = time["total_seconds_interval"]
     text = (
         f"{duration(time['total_seconds'])} ({duration(low)} to {duration(high)}), from {time['steps']} steps of "
-        f"{1000 * time['step_seconds']:.0f} ms and a validation of {duration(time['validation_seconds'])} an epoch; "
-        f"the first step took {duration(time['first_step_seconds'])}"
+        f"{1000 * time['step_seconds']:.0f} ms and a validation of {_brief(time['validation_seconds'])} an epoch; the "
+        f"first step took {_brief(time['first_step_seconds'])}"
     )
     return f"at most {text}" if training["may_end_sooner"] else f"about {text}"
+
+
+def _brief(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def learning_rate_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:

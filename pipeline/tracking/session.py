@@ -71,11 +71,10 @@ class TrackingSession:
         self._end = "failed" if result.failures else "finished"
         if not self._trackers:
             return
-        results, files = results_of(report), files_of(result, self._directory)
         for name, tracker in self._trackers.items():
             with _Warning(self, name):
                 tracker.write(self._history)
-                tracker.finish(results, files)
+                tracker.finish(results_of(report), files_of(result, self._directory))
 
     def _write(self) -> None:
         if not self._trackers:
@@ -142,15 +141,20 @@ def results_of(report: Mapping[str, Any]) -> dict[str, float]:
     """Returns the numbers of a report that belong beside a training: calibration, exports, latencies."""
     network = report["network"] or {}
     found: dict[str, Any] = {"test/temperature": network.get("temperature")}
-    for when, judged in network.get("calibration", {}).get("test", {}).items():
-        found |= {f"test/{name}_{when}": judged.get(name) for name in ("accuracy", "ece", "nll", "brier")}
+    judged = network.get("calibration", {}).get("test", {})
+    for when in ("before", "after"):
+        found |= {f"test/{name}_{when}": value for name, value in judged.get(when, {}).items()}
     for row in report["artifacts"]:
         label = f"export/{row['target']}/{row['precision']}"
         found |= {f"{label}/{name}": row.get(name) for name in ("accuracy", "accuracy_drop", "ece", "size_bytes")}
     for row in report["benchmarks"]:
         latency = row.get("latency_ms") or {}
         found[f"benchmark/{row['device']}/{row['target']}/{row['precision']}/latency_p50_ms"] = latency.get("p50")
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in found.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def files_of(result: RunResult, directory: Path) -> dict[str, Path]:

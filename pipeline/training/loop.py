@@ -307,6 +307,7 @@ class Training:
         checkpoints.load(self._variables())
         where = f"step {state.steps_done} of epoch {state.epochs_done + 1}" if state.steps_done else ""
         self._tell({"message": f"going on after {where or f'epoch {state.epochs_done}'} of {self._config.epochs}"})
+        self._tell({"history": state.history})
         assert self._model is not None
         return state, arrays_list(self._model.metrics_variables) if state.steps_done else None
 

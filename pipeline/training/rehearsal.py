@@ -229,7 +229,7 @@ def _measured(measured: Mapping[str, int], before: int | None) -> dict[str, Any]
     return {
         "measured_peak_bytes": measured.get("peak_bytes"),
         "measured_before_bytes": before,
-        "measured_as": "resident memory" if on_host else "memory in use on the device",
+        "measured_as": "resident at the peak" if on_host else "in use on the device at the peak",
         "limit_bytes": measured.get("limit_bytes"),
     }
 

@@ -142,7 +142,10 @@ def test_results_are_calibration_exports_and_latencies() -> None:
     row = {"target": "litert", "precision": "int8"}
     judged = {"ece": 0.1, "accuracy": 0.9, "nll": 0.5, "brier": 0.2}
     report = {
-        "network": {"temperature": 1.5, "calibration": {"test": {"before": judged, "after": {**judged, "ece": 0.02}}}},
+        "network": {
+            "temperature": 1.5,
+            "calibration": {"test": {"before": judged, "after": {**judged, "ece": 0.02}, "test_images": 360}},
+        },
         "artifacts": [{**row, "accuracy": 0.89, "accuracy_drop": 0.01, "ece": None, "size_bytes": 1000}],
         "benchmarks": [{**row, "device": "local", "latency_ms": {"p50": 1.25}}],
     }
