@@ -82,11 +82,13 @@ def training_summary(result: RunResult, directory: Path) -> dict[str, Any]:
     accuracy = test["after"]["accuracy"]
     history = _history(trained)
     speeds = [record["images_per_second"] for record in history if record.get("images_per_second")]
-    events = event_directory(directory, trained.manifest.key)
+    cached = next(record.cached for record in result.stages if record.name == "train")
+    # Without a training of this run, the files under `runs/` may be another's.
+    history_csv = (trained.directory if cached else directory) / CSV_FILE
     return {
         "recipe": result.recipe.name,
         "key": trained.manifest.key,
-        "cached": next(record.cached for record in result.stages if record.name == "train"),
+        "cached": cached,
         "epochs": len(history),
         "best_epoch": metrics["best_epoch"],
         "parameters": metrics["parameters"],
@@ -102,8 +104,8 @@ def training_summary(result: RunResult, directory: Path) -> dict[str, Any]:
         "ece_after": test["after"]["ece"],
         "temperature": judged["temperature"],
         "artifacts": {"train": str(trained.directory), "calibrate": str(calibrated.directory)},
-        "history_csv": _existing(directory / CSV_FILE),
-        "tensorboard": _existing(events),
+        "history_csv": _existing(history_csv),
+        "tensorboard": _existing(event_directory(directory, trained.manifest.key)),
     }
 
 
