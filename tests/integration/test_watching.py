@@ -26,7 +26,7 @@ def test_a_dry_run_says_what_a_training_would_be_and_leaves_nothing(module_workp
     assert outcome.code == 0, outcome.stderr
     found = outcome.json()
     assert found["cached"] is False
-    assert found["network"]["parameters"] == 408_906
+    assert found["network"]["parameters"] == 408_938
     assert found["data"] == {"training_images": 1169, "validation_images": 269, "classes": 10}
     training = found["training"]
     assert (training["steps_per_epoch"], training["total_steps"]) == (18, 324)
