@@ -132,6 +132,7 @@ class LiveProgress:
         text = step_text(event)
         if self._list_epochs and text is not None and "epoch_done" in event:
             self._progress.console.print(f"  {_plain(text)}", highlight=False)
+            text = None
         self._progress.update(
             self._task,
             description=_plain(text) if text is not None else self._progress.tasks[0].description,

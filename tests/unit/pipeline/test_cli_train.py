@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts import ArtifactStore
 from pipeline.rehearsal import dry_run_lines, learning_rate_lines, learning_rate_rows
+from pipeline.runner import find_artifact
+from pipeline.stages.fake import FakeTrainStage
 from pipeline.training_summary import training_lines
 
 HEAVY = {"tensorflow", "keras", "jax", "openvino", "onnxruntime", "sklearn", "scipy", "matplotlib", "mlflow"}
@@ -85,6 +88,15 @@ def test_a_cached_training_says_so_and_loads_no_runtime(finished: Any) -> None:
     line = next(line for line in outcome.stderr.splitlines() if line.startswith("LOADED"))
     assert set(line.split()) & HEAVY == set()
     assert "nothing was trained" in finished.edgeship("train", "tiny.yaml").stdout
+
+
+def test_what_a_stage_made_before_is_found(finished: Any) -> None:
+    store = ArtifactStore(finished.store)
+    (data,) = (store.get("data", path.name) for path in finished.artifacts("data"))
+    assert data is not None
+
+    assert find_artifact(FakeTrainStage(), store, {"data": data}) is not None
+    assert find_artifact(FakeTrainStage(ridge=3.0), store, {"data": data}) is None
 
 
 def test_a_matrix_trains_one_after_another(workplace: Any) -> None:
