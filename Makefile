@@ -41,6 +41,10 @@ demo: setup ## Train, export, verify and measure the digits network: the whole j
 build: setup ## Train and calibrate the network of RECIPE
 	$(BIN)/edgeship run $(RECIPE) --until calibrate $(ARGS)
 
+.PHONY: train
+train: setup ## Train RECIPE, or try that out: ARGS=--dry-run, ARGS=--find-learning-rate
+	$(BIN)/edgeship train $(RECIPE) $(ARGS)
+
 .PHONY: export
 export: setup ## Export RECIPE to every target and precision and verify the files
 	$(BIN)/edgeship run $(RECIPE) --until verify $(DEVICE_OPTION) $(ARGS)

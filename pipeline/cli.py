@@ -170,10 +170,11 @@ def run(
     for recipe in recipes:
         if len(recipes) > 1:
             click.echo(f"== {recipe.name}", err=True)
-        with _progress() as progress:
-            result = run_recipe(recipe, artifact_store, devices=devices, until=until, tell=progress.show)
-        report = report_of(result)
-        write_run_directory(runs / recipe.name, result, report, artifact_store)
+        with _watched(recipe, runs) as tracking:
+            result = run_recipe(recipe, artifact_store, devices=devices, until=until, tell=tracking.tell)
+            report = report_of(result)
+            write_run_directory(runs / recipe.name, result, report, artifact_store)
+            tracking.finish(result, report)
         reports.append(report)
         if not as_json:
             _print_report(report, runs / recipe.name)
@@ -187,6 +188,68 @@ def run(
     if as_json:
         click.echo(json.dumps(reports[0] if len(reports) == 1 else {"runs": reports}, indent=2))
     sys.exit(code)
+
+
+@command(main, "train")
+@_RECIPE
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, with how much memory, in what time.")
+@click.option("--find-learning-rate", is_flag=True, help="Try rates from 1e-6 to 10 and suggest one.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Of process 0, where several train together.")
+@click.option("--processes", type=click.IntRange(1), help="How many train together.")
+@click.option("--process", type=click.IntRange(0), help="Which one of them this is, from 0.")
+@_SET
+@_STORE
+@_SHARED_STORE
+@_RUNS
+@_JSON
+def train(
+    recipe_path: Path,
+    dry_run: bool,
+    find_learning_rate: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    overrides: tuple[str, ...],
+    store: Path,
+    shared_store: str | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Train and calibrate the network of RECIPE, or try its training out for a few steps.
+
+    Several processes, on one host or many, train one network together where each is started with --coordinator,
+    --processes and its own --process.
+    """
+    from pipeline import rehearsal, training_summary
+    from pipeline.recipe import load_recipes
+    from pipeline.remote_store import open_store
+
+    if dry_run and find_learning_rate:
+        raise _input_error("--dry-run and --find-learning-rate are two different trials: give one of them.")
+    training_summary.join_processes(coordinator, processes, process)
+    recipes = load_recipes(recipe_path, overrides)
+    artifact_store = open_store(store, shared_store)
+    found: list[dict[str, Any]] = []
+    for recipe in recipes:
+        if len(recipes) > 1:
+            click.echo(f"== {recipe.name}", err=True)
+        directory = runs / recipe.name
+        with _watched(recipe, runs, list_epochs=True) as tracking:
+            if dry_run:
+                found.append(rehearsal.dry_run(recipe, artifact_store, tracking.tell))
+                lines = rehearsal.dry_run_lines(found[-1])
+            elif find_learning_rate:
+                found.append(rehearsal.learning_rate_search(recipe, artifact_store, directory, tracking.tell))
+                lines = rehearsal.learning_rate_lines(found[-1])
+            else:
+                found.append(training_summary.train_recipe(recipe, artifact_store, directory, tracking))
+                lines = training_summary.training_lines(found[-1])
+        if not as_json:
+            _print_pairs(lines)
+            if find_learning_rate:
+                _print_table("", rehearsal.TABLE_COLUMNS, rehearsal.learning_rate_rows(found[-1]))
+    if as_json:
+        click.echo(json.dumps(found[0] if len(found) == 1 else {"runs": found}, indent=2))
 
 
 @command(main, "report")
@@ -244,9 +307,11 @@ def deploy_command(
         raise InputError(f"{recipe_path} stands for {len(recipes)} recipes; deploy takes one. Choose with --set.")
     check_reachable(load_profile(device_name))
     artifact_store = open_store(store, shared_store)
-    with _progress() as progress:
-        result = run_recipe(recipes[0], artifact_store, devices=[device_name], tell=progress.show)
-    write_run_directory(runs / recipes[0].name, result, report_of(result), artifact_store)
+    with _watched(recipes[0], runs) as tracking:
+        result = run_recipe(recipes[0], artifact_store, devices=[device_name], tell=tracking.tell)
+        report = report_of(result)
+        write_run_directory(runs / recipes[0].name, result, report, artifact_store)
+        tracking.finish(result, report)
     with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
         deployed = deploy(result, result.profiles[0], root.expanduser(), Path(scratch))
     if as_json:
@@ -836,15 +901,27 @@ def _show_details(details: str) -> None:
         click.echo(details, err=True)
 
 
-def _progress() -> Any:
+def _progress(*, list_epochs: bool = False) -> Any:
     """Returns a live display on a terminal, plain lines elsewhere; both write to standard error."""
     from pipeline.progress import LiveProgress, PlainProgress
 
     if sys.stderr.isatty() and not os.environ.get("CI"):
         from rich.console import Console
 
-        return LiveProgress(Console(stderr=True))
+        return LiveProgress(Console(stderr=True), list_epochs=list_epochs)
     return PlainProgress(lambda line: click.echo(line, err=True))
+
+
+@contextlib.contextmanager
+def _watched(recipe: Any, runs: Path, *, list_epochs: bool = False) -> Iterator[Any]:
+    """Shows the progress of a run and tracks its training."""
+    from pipeline.tracking.session import TrackingSession
+
+    with (
+        _progress(list_epochs=list_epochs) as progress,
+        TrackingSession(recipe, runs / recipe.name, progress.show) as tracking,
+    ):
+        yield tracking
 
 
 def _print_report(report: dict[str, Any], directory: Path) -> None:

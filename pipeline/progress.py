@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 Write = Callable[[str], None]
@@ -43,12 +43,12 @@ def step_text(event: dict[str, Any]) -> str | None:
         return (
             f"epoch {record['epoch']}/{event['epochs']}: loss {record['loss']:.4f}, accuracy "
             f"{record['accuracy']:.4f}, validation accuracy {record['validation_accuracy']:.4f}, "
-            f"{record['seconds']:.1f} s"
+            f"{_rate(record)}{_speed(record)}{record['seconds']:.1f} s"
         )
     if "epoch" in event:
         return (
             f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.4f}, "
-            f"accuracy {event['accuracy']:.4f}, {_duration(event['left_s'])} left"
+            f"accuracy {event['accuracy']:.4f}, {_speed(event)}{duration(event['left_s'])} left"
         )
     if "cases_done" in event:
         return f"{event['cases_done']} of {event['cases']} models measured"
@@ -97,9 +97,10 @@ class LiveProgress:
 
     Args:
         console: A `rich.console.Console`.
+        list_epochs: Whether each epoch that ends gets a line of its own as well.
     """
 
-    def __init__(self, console: Any) -> None:
+    def __init__(self, console: Any, *, list_epochs: bool = False) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(
@@ -111,6 +112,7 @@ class LiveProgress:
             console=console,
             transient=True,
         )
+        self._list_epochs = list_epochs
         self._task: Any = None
         self._stage = ""
 
@@ -128,6 +130,9 @@ class LiveProgress:
             self._progress.console.print(f"{event['stage']:<28} {mark}", highlight=False)
             return
         text = step_text(event)
+        if self._list_epochs and text is not None and "epoch_done" in event:
+            self._progress.console.print(f"  {_plain(text)}", highlight=False)
+            text = None
         self._progress.update(
             self._task,
             description=_plain(text) if text is not None else self._progress.tasks[0].description,
@@ -157,6 +162,23 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns a time in the two units that say enough: `8 s`, `3 min 20 s`, `2 h 05 min`, `4 d 07 h`."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours:02d} h"
+
+
+def _rate(record: Mapping[str, Any]) -> str:
+    rate = record.get("learning_rate")
+    return "" if rate is None else f"learning rate {rate:.3g}, "
+
+
+def _speed(record: Mapping[str, Any]) -> str:
+    speed = record.get("images_per_second")
+    return "" if speed is None else f"{speed:,.0f} images/s, "

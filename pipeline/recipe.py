@@ -33,6 +33,7 @@ from pipeline.stages.base import FrozenConfig
 from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.stages.export import ExportConfig
 from pipeline.stages.select import SelectConfig
+from pipeline.tracking.config import TrackConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.presets import with_model_preset
 from pipeline.yaml_source import KeyPath, YamlSource, parse_scalar, read_yaml, shortened, shown
@@ -49,6 +50,7 @@ class Recipe(FrozenConfig):
             random samples, which stand for data that is not given.
         model: The network, by name or by budget, or a model of one's own.
         train: How it is trained.
+        track: Who watches the training; changes nothing that it makes.
         calibrate: How its confidence is calibrated.
         quantization: What int8 takes its ranges from.
         export: Targets and precisions.
@@ -62,6 +64,7 @@ class Recipe(FrozenConfig):
     data: RecipeData = RandomConfig()
     model: AnyModelConfig
     train: TrainConfig = TrainConfig()
+    track: TrackConfig = TrackConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     export: ExportConfig = ExportConfig()

@@ -195,6 +195,25 @@ def make_artifact(
     return artifact
 
 
+def train_stage(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> TrainStage:
+    """Returns the stage that trains the network of a recipe.
+
+    Args:
+        recipe: What is run; its model is a network, by name or by budget.
+        artifacts: Of a recipe with a budget: `model`, the network that was found to fit.
+    """
+    model = recipe.model
+    if not isinstance(model, ModelConfig):
+        model = ModelConfig.model_validate(artifacts["model"].manifest.metrics["model"])
+    return TrainStage(model=model, train=recipe.train, backend=resolve_backend(recipe.train.backend))
+
+
+def find_artifact(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """Returns what a stage made of these inputs before; None where it has not."""
+    plan = _plan(stage, inputs)
+    return store.get(plan.stage, plan.key)
+
+
 class _Run:
     """One run of a recipe."""
 
@@ -250,11 +269,7 @@ class _Run:
         if isinstance(recipe.model, OwnModelConfig):
             return
         check_sizes(recipe, artifacts["data"].manifest.metrics)
-        stage: Stage
-        if _is_fake(recipe):
-            stage = FakeTrainStage()
-        else:
-            stage = TrainStage(model=self._network(), train=recipe.train, backend=resolve_backend(recipe.train.backend))
+        stage = FakeTrainStage() if _is_fake(recipe) else train_stage(recipe, artifacts)
         if read_cluster().is_primary:
             self._make("train", stage, {"data": "data"})
         else:
@@ -277,13 +292,6 @@ class _Run:
         self._result.stages.append(StageRecord("train", plan.key, cached=cached, seconds=seconds))
         self._result.trained_along = True
         self._tell({"stage": "train", "state": "cached" if cached else "done", "seconds": seconds, "key": plan.key})
-
-    def _network(self) -> ModelConfig:
-        """Returns the network of the recipe; of one with a budget, the one that was found to fit."""
-        if isinstance(self._recipe.model, ModelConfig):
-            return self._recipe.model
-        fitted = self._result.artifacts["model"].manifest.metrics["model"]
-        return ModelConfig.model_validate(fitted)
 
     def _calibrate(self) -> None:
         recipe = self._recipe

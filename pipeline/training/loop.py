@@ -217,6 +217,7 @@ class Training:
         where = f"step {state.steps_done} of epoch {state.epochs_done + 1}, of"
         after = where if state.steps_done else f"epoch {state.epochs_done} of"
         self._tell({"message": f"going on after {after} {self._config.epochs}"})
+        self._tell({"history": state.history})
         if not state.steps_done:
             return state, None
         return state, [np.array(keras.ops.convert_to_numpy(each.value)) for each in model.metrics_variables]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import pipeline.progress
-from pipeline.progress import LiveProgress, PlainProgress, stage_line, step_text
+from pipeline.progress import LiveProgress, PlainProgress, duration, stage_line, step_text
 
 EPOCH = {"epoch": 3, "epochs": 30, "loss": 0.51234, "accuracy": 0.8, "left_s": 75.4}
 RECORD = {"epoch": 3, "loss": 0.5, "accuracy": 0.8, "validation_accuracy": 0.75, "seconds": 2.0}
@@ -38,6 +39,20 @@ class Words:
             None,
             "epoch 3/30: loss 0.5000, accuracy 0.8000, validation accuracy 0.7500, 2.0 s",
         ),
+        Words(
+            "epoch-with-speed",
+            {**EPOCH, "learning_rate": 0.003, "images_per_second": 8123.4},
+            None,
+            "epoch 3/30: loss 0.5123, accuracy 0.8000, 8,123 images/s, 1 min 15 s left",
+        ),
+        Words(
+            "epoch-done-with-speed",
+            {"epoch_done": {**RECORD, "learning_rate": 0.00312, "images_per_second": 812.3}, "epochs": 30},
+            None,
+            "epoch 3/30: loss 0.5000, accuracy 0.8000, validation accuracy 0.7500, learning rate 0.00312, "
+            "812 images/s, 2.0 s",
+        ),
+        Words("history", {"history": [RECORD]}, None, None),
         Words("cases", {"cases": 9, "cases_done": 4, "inferences_least": 10}, None, "4 of 9 models measured"),
         Words("loading", {"case": "litert/int8", "state": "loading"}, None, "loading litert/int8"),
         Words("message", {"message": "reading"}, None, "reading"),
@@ -77,9 +92,19 @@ def test_plain_lines_say_each_stage_epoch_and_warning_and_little_else(monkeypatc
     ]
 
 
-def shown(*events: dict[str, Any]) -> str:
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.4, "59 min 59 s"), (3599.6, "1 h 00 min"),
+     (86_369, "23 h 59 min"), (86_399, "1 d 00 h"), (400_000, "4 d 15 h")],
+)  # fmt: skip
+def test_times_in_the_units_that_say_enough(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def shown(*events: dict[str, Any], list_epochs: bool = False) -> str:
     stream = io.StringIO()
-    with LiveProgress(Console(file=stream, force_terminal=True, width=120, color_system=None)) as progress:
+    console = Console(file=stream, force_terminal=True, width=120, color_system=None)
+    with LiveProgress(console, list_epochs=list_epochs) as progress:
         for event in events:
             progress.show(event)
             progress._progress.refresh()
@@ -98,6 +123,21 @@ def test_the_live_display_shows_the_stage_at_work_and_lists_those_that_ended() -
 
     for words in ("data", "cached", "epoch 3/30", "done in 3.0 s", "export/x", "failed"):
         assert words in text
+
+
+def test_epochs_get_lines_of_their_own_where_that_is_asked_for() -> None:
+    events = [
+        {"stage": "train", "epoch_done": {**RECORD, "epoch": number}, "epochs": 3, "done": number, "total": 3}
+        for number in (1, 2, 3)
+    ]
+
+    def lines_of(text: str) -> list[str]:
+        plain = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", text)
+        return [line.strip() for line in re.split(r"[\r\n]", plain) if line.strip().startswith("epoch")]
+
+    assert lines_of(shown(*events)) == []
+    listed = lines_of(shown(*events, list_epochs=True))
+    assert [line[:9] for line in listed] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
 
 
 def test_brackets_in_texts_are_no_markup() -> None:
