@@ -172,6 +172,9 @@ def run(
             click.echo(f"== {recipe.name}", err=True)
         with _watched(recipe, runs) as tracking:
             result = run_recipe(recipe, artifact_store, devices=devices, until=until, tell=tracking.tell)
+            if result.trained_along:
+                click.echo(f"{recipe.name}: trained along; process 0 has the network and the report.", err=True)
+                continue
             report = report_of(result)
             write_run_directory(runs / recipe.name, result, report, artifact_store)
             tracking.finish(result, report)
