@@ -19,7 +19,7 @@ from pipeline.training.phases import Phase, phase_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import Images, arrays, make, run  # noqa: E402
+from tiny import Images, arrays, make, run
 
 
 def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -45,9 +45,17 @@ def test_records_and_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert [event["done"] for event in finished] == [5, 10]
     assert finished[0]["epoch_done"] == state.history[0]
     steps = [event for event in events if "left_s" in event]
-    assert {"epoch", "epochs", "done", "total", "step", "loss", "accuracy", "learning_rate", "images_per_second"} <= set(
-        steps[0]
-    )
+    assert {
+        "epoch",
+        "epochs",
+        "done",
+        "total",
+        "step",
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "images_per_second",
+    } <= set(steps[0])
     assert all(event["total"] == 10 for event in steps)
 
 
@@ -132,7 +140,7 @@ def test_losses_are_looked_at_late_on_an_accelerator_and_none_is_missed(
         real(self, batch, logs)
 
     monkeypatch.setattr(supervision.Supervisor, "on_train_batch_end", batch_end)
-    with pytest.raises(StageError, match="became inf in step 7 of epoch 1.*Its batch: .*png") as caught:
+    with pytest.raises(StageError, match=r"became inf in step 7 of epoch 1.*Its batch: .*png") as caught:
         run(training, tmp_path)
     assert len(caught.value.details.splitlines()) == 8
     assert steps[-1] == (17 if is_asynchronous else 6)
@@ -149,9 +157,7 @@ def test_losses_are_looked_at_late_on_an_accelerator_and_none_is_missed(
     ],
     ids=["adamw", "rmsprop, summed", "progressive", "freed after one", "freed after two"],
 )
-def test_resumed_is_as_if_never_stopped(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: dict[str, Any]
-) -> None:
+def test_resumed_is_as_if_never_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: dict[str, Any]) -> None:
     """Stopped after a checkpoint within an epoch, and after ones at the ends of both epochs; by SIGKILL elsewhere."""
     options = {
         "epochs": 3,
@@ -203,7 +209,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(checkpoint, "_write", write)
     monkeypatch.setattr(Path, "write_text", write_text)
-    with pytest.raises(StoreError, match="No space left on the device for a checkpoint.*one before it is whole") as at:
+    with pytest.raises(StoreError, match=r"No space left on the device for a checkpoint.*one before it is whole") as at:
         run(training, tmp_path, checkpoint_steps=3)
     assert at.value.exit_code == 2
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["current"], "what was half written is gone"
@@ -223,7 +229,7 @@ def test_a_checkpoint_of_another_recipe_or_network(monkeypatch: pytest.MonkeyPat
     with pytest.raises(StageError, match=r"is of another recipe: train\.seed was 0 and is 1\."):
         other.run(CheckpointDirectory(tmp_path, recipe={"train": {"seed": 1, "epochs": 1}}))
     averaged, _ = make(monkeypatch, epochs=1, averaging={})
-    with pytest.raises(StageError, match="can't be read: last.npz holds"):
+    with pytest.raises(StageError, match=r"can't be read: last\.npz holds"):
         averaged.run(CheckpointDirectory(tmp_path))
 
 
@@ -387,9 +393,7 @@ class TooLargeError(RuntimeError):
 
 
 @pytest.mark.parametrize(("limit", "said"), [(5, "A batch of 4 fits: set train.batch_size to 4"), (1, "Not even a")])
-def test_the_batch_that_fits_is_found(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: int, said: str
-) -> None:
+def test_the_batch_that_fits_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: int, said: str) -> None:
     tried: list[int] = []
     real = loop.TrainingModel.compute_loss
 
@@ -448,10 +452,10 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch, tmp_path
     training, _ = make(monkeypatch, epochs=1)
     training._distribution = Distribution(process_index=1, process_count=2, devices=2)
     written: list[Any] = []
-    monkeypatch.setattr(CheckpointDirectory, "save", lambda *arguments, **named: written.append(arguments))
-    monkeypatch.setattr(loop, "share_directory", lambda *arguments: None)
-    monkeypatch.setattr(loop, "broadcast", lambda *arguments: b'{"accuracy": 0.5, "nll": 1.0}')
-    monkeypatch.setattr(CheckpointDirectory, "load_best", lambda *arguments: None)
+    monkeypatch.setattr(CheckpointDirectory, "save", lambda *given, **_: written.append(given))
+    monkeypatch.setattr(loop, "share_directory", lambda *_: None)
+    monkeypatch.setattr(loop, "broadcast", lambda *_: b'{"accuracy": 0.5, "nll": 1.0}')
+    monkeypatch.setattr(CheckpointDirectory, "load_best", lambda *_: None)
     training._make_loader = lambda: loop.Loader(training._images, training._config, on_accelerator=False)
     state = run(training, tmp_path)
     assert state.best_accuracy == 0.5, "as the first process judged it"
