@@ -112,7 +112,6 @@ def test_a_student_gains_from_a_teacher(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((out / "found.json").read_text())
-    print(found)
     assert found["teacher"] > 0.95, found
     assert np.mean(found["taught"]) - np.mean(found["alone"]) > MARGIN, found
     assert found["taught_parameters"] == found["alone_parameters"] < 3000, "the teacher is not counted"

@@ -26,8 +26,15 @@ import json, os, sys
 from pathlib import Path
 
 data, out, changes = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-for name in changes.get("missing", ()):
-    sys.modules[name] = None  # an import of it fails
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == changes.get("missing"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
 import keras
 import numpy as np
 import models
@@ -198,7 +205,7 @@ def test_two_processes_have_the_curve_of_one_and_go_on_from_the_checkpoint_of_th
 
 
 def test_a_gpu_machine_needs_no_tensorflow(data: Path, one: Path, tmp_path: Path) -> None:
-    code, stderr = ended(start(data, tmp_path, missing=["tensorflow", "torch"]))
+    code, stderr = ended(start(data, tmp_path, missing="tensorflow"))
     assert code == 0, stderr[-3000:]
     assert_same_curve(tmp_path, one)
 
