@@ -24,14 +24,23 @@ TOLERANCE = 2e-5
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
+
+data, out, changes = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == changes.get("missing"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
 import keras
 import numpy as np
 import models
 from pipeline.errors import EdgeshipError
 from pipeline.stages.train import TrainStage
 from pipeline.training import supervision
-
-data, out, changes = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 
 
 def tiny(name, *, input_shape, num_classes, dropout, **options):
@@ -193,6 +202,12 @@ def test_two_processes_have_the_curve_of_one_and_go_on_from_the_checkpoint_of_th
     np.testing.assert_allclose([row[2] for row in first], [expected[tuple(row[:2])] for row in first], rtol=TOLERANCE)
     for record, other_record in zip(read(tmp_path / "0", "history.json"), read(one, "history.json"), strict=True):
         np.testing.assert_allclose(record["validation_loss"], other_record["validation_loss"], rtol=TOLERANCE)
+
+
+def test_a_gpu_machine_needs_no_tensorflow(data: Path, one: Path, tmp_path: Path) -> None:
+    code, stderr = ended(start(data, tmp_path, missing="tensorflow"))
+    assert code == 0, stderr[-3000:]
+    assert_same_curve(tmp_path, one)
 
 
 def test_processes_that_differ_say_so(data: Path, tmp_path: Path) -> None:
