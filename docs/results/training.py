@@ -1,6 +1,7 @@
 """Trains networks with Edgeship's preset and with plain Keras, and writes `training.json` and `training.md` beside it.
 
     .venv/bin/python docs/results/training.py --tiny-imagenet FILE --cifar10 FILE [--only tiny_imagenet_20/mobilenet_v2]
+    .venv/bin/python docs/results/training.py --tiny-imagenet FILE --throughput
 
 FILE is a folder or an archive of `split/class/*.jpg`. A run that is interrupted goes on where it stood; rows that were
 measured before stay in the tables. With `--tables` alone nothing is trained and the tables are written anew.
@@ -8,6 +9,9 @@ measured before stay in the tables. With `--tables` alone nothing is trained and
 Plain Keras is `compile` and `fit` with the defaults of `keras.optimizers.Adam`, cross-entropy and nothing else, on the
 same images, the same network, the same number of epochs and the same size of batch. Both keep the epoch that did best
 on validation, and both are judged on the test split, which neither of them has seen.
+
+The throughput is that of Edgeship's training and of Keras' `fit` on arrays, an epoch of the one after an epoch of the
+other in one process: once with equal work (no augmentation, no averaging), once with the preset on Edgeship's side.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,8 +31,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifacts import ArtifactStore
+from pipeline.calibration.methods import fit_temperature
 from pipeline.executor import child_environment
-from pipeline.metrics import accuracy_interval, count_correct, expected_calibration_error, fit_temperature
+from pipeline.metrics import accuracy_interval, count_correct, expected_calibration_error
 from pipeline.recipe import Recipe
 from pipeline.runner import host_facts, run_recipe
 
@@ -40,6 +47,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 }
 PRESET = "quick"
 BATCH = 64
+ROUNDS = 5
 MODEL = {"early_stride": True, "batch_norm_momentum": 0.99}
 """The paper's strides, which leave 2x2 features of 64 pixels: what two cores train in minutes. For both sides."""
 
@@ -52,11 +60,21 @@ def main() -> None:
     parser.add_argument("--only", help="DATASET/NETWORK, or DATASET")
     parser.add_argument("--side", choices=["baseline", "edgeship"], help="only one of the two trainings")
     parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--throughput", action="store_true", help="only compare images per second")
     parser.add_argument("--plain-keras", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--race", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain_keras:
         data, dataset, network, epochs, out = options.plain_keras
         train_plain_keras(Path(data), dataset, network, int(epochs), Path(out))
+        return
+    if options.race:
+        data, network, preset, out = options.race
+        race(Path(data), network, preset or None, Path(out))
+        return
+    if options.throughput:
+        measure_throughput(options.tiny_imagenet)
+        write_tables()
         return
     sources = {"tiny_imagenet_20": options.tiny_imagenet, "cifar10": options.cifar10}
     for dataset, path in sources.items():
@@ -168,11 +186,85 @@ def train_plain_keras(data: Path, dataset: str, network: str, epochs: int, out: 
     (out / "baseline.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
 
+def measure_throughput(path: Path) -> None:
+    """Compares the throughput of two networks with that of plain Keras, each in a process of its own."""
+    for network in ("mobilenet_v2", "mobilenet_v3_small"):
+        for preset in ("", PRESET):
+            recipe = recipe_of("tiny_imagenet_20", network, path)
+            store = ArtifactStore(WORK / "store")
+            data = run_recipe(recipe, store, until="data", tell=_tell).artifacts["data"].directory
+            out = WORK / "throughput" / f"{network}-{preset or 'plain'}.json"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            arguments = [str(data), network, preset, str(out)]
+            subprocess.run(
+                [sys.executable, __file__, "--race", *arguments], check=True, env=child_environment("tensorflow")
+            )
+
+
+def race(data: Path, network: str, preset: str | None, out: Path) -> None:
+    """Trains an epoch with Edgeship and one with plain Keras in turn; runs in a process of its own."""
+    import keras
+
+    import models
+    from pipeline.network import ModelConfig
+    from pipeline.stages.train import TrainStage
+    from pipeline.training.config import TrainConfig
+
+    images, labels = np.load(data / "train_images.npy"), np.load(data / "train_labels.npy")
+    classes = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["classes"]
+    plain = models.build(network, input_shape=images.shape[1:], num_classes=len(classes), **MODEL)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    plain.compile(keras.optimizers.AdamW(), loss, metrics=["accuracy"], jit_compile=False)
+    whole = len(images) // BATCH * BATCH
+
+    class Clock(keras.callbacks.Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: list[float] = []
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 (Keras)
+            self.times.append(time.monotonic())
+
+    rounds: list[tuple[float, float]] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        if "epoch_done" not in event:
+            return
+        clock = Clock()
+        plain.fit(images[:whole], labels[:whole], batch_size=BATCH, verbose=0, callbacks=[clock])
+        theirs = BATCH / statistics.median(np.diff(clock.times).tolist())
+        rounds.append((event["epoch_done"]["images_per_second"], theirs))
+        print(network, preset, rounds[-1], flush=True)
+
+    section: dict[str, Any] = {"batch_size": BATCH, "epochs": ROUNDS + 1}
+    section |= {"preset": preset} if preset else {"augmentation": {"shift": 0.0}, "label_smoothing": 0.0}
+    stage = TrainStage(model=ModelConfig(name=network, **MODEL), train=TrainConfig.model_validate(section))
+    with tempfile.TemporaryDirectory() as scratch:
+        stage.run({"data": data}, Path(scratch), tell)
+    ours, theirs = (statistics.median(values) for values in zip(*rounds[1:], strict=True))
+    row = {
+        "network": network,
+        "preset": preset,
+        "size": list(images.shape[1:3]),
+        "batch_size": BATCH,
+        "device": _device(),
+        "images_per_second": ours,
+        "keras_images_per_second": theirs,
+        "ratio": statistics.median(one / other for one, other in rounds[1:]),
+        "ratios": [one / other for one, other in rounds[1:]],
+    }
+    out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
 def write_tables() -> None:
     """Writes the rows of which both sides are measured, the ones measured elsewhere before included."""
     file = HERE / "training.json"
-    known = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
-    rows = {(row["dataset"], row["network"], row["device"]): row for row in known}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": [], "throughput": []}
+    rows = {(row["dataset"], row["network"], row["device"]): row for row in known["rows"]}
+    races = {(row["network"], row["preset"], row["device"]): row for row in known["throughput"]}
+    for measured in sorted((WORK / "throughput").glob("*.json")):
+        row = json.loads(measured.read_text(encoding="utf-8"))
+        races[row["network"], row["preset"], row["device"]] = row
     for dataset in DATASETS:
         for network in NETWORKS:
             sides = [WORK / dataset / network / f"{side}.json" for side in ("edgeship", "baseline")]
@@ -183,8 +275,9 @@ def write_tables() -> None:
                 row[f"baseline_{name}"] = baseline[name]
             rows[dataset, network, row["device"]] = row
     ordered = sorted(rows.values(), key=lambda row: (row["dataset"], NETWORKS.index(row["network"]), row["device"]))
-    file.write_text(json.dumps({"rows": ordered}, indent=1) + "\n", encoding="utf-8")
-    (HERE / "training.md").write_text(_markdown(ordered), encoding="utf-8")
+    raced = [races[key] for key in sorted(races, key=str)]
+    file.write_text(json.dumps({"rows": ordered, "throughput": raced}, indent=1) + "\n", encoding="utf-8")
+    (HERE / "training.md").write_text(_markdown(ordered) + _races(raced), encoding="utf-8")
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
@@ -221,6 +314,32 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
                 for name in ("ece_before", "ece_after", "baseline_ece_before", "baseline_ece_after")
             ),
             f"{row['images_per_second']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _races(rows: list[dict[str, Any]]) -> str:
+    columns = ("network", "size", "batch", "device", "Edgeship trains with", "images/s", "plain Keras", "ratio")
+    lines = [
+        "",
+        "## Throughput against Keras' fit",
+        "",
+        "Epochs in turn in one process, medians; the ratio is the median of those of the rounds.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    for row in rows:
+        cells = [
+            row["network"],
+            "x".join(map(str, row["size"])),
+            str(row["batch_size"]),
+            row["device"],
+            f"preset {row['preset']}" if row["preset"] else "the same work",
+            f"{row['images_per_second']:.0f}",
+            f"{row['keras_images_per_second']:.0f}",
+            f"{row['ratio']:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
