@@ -5,9 +5,11 @@ This file and what it imports name no backend: Keras 3 runs on whichever `KERAS_
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,7 +82,7 @@ class TrainStage(Stage):
         try:
             import keras  # noqa: F401 (is it there?)
 
-            from pipeline.training.loop import Training, history_csv
+            from pipeline.training.loop import Training
         except ModuleNotFoundError as error:
             raise StageError(
                 f"train.backend is {self.backend}, but {error.name} is not installed. Install it, or set "
@@ -102,7 +104,15 @@ class TrainStage(Stage):
             distribution=distribution,
         )
         resumed = checkpoints.state()
-        state = training.run(checkpoints) if self.train.epochs else training.take_as_it_is()
+        try:
+            state = training.run(checkpoints) if self.train.epochs else training.take_as_it_is()
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            lost = cluster_error(str(error))
+            if lost is not None:
+                raise lost from error
+            raise
         shut_down(distribution)
         without_weights = self.model.model_copy(update={"weights": None})
         save_network(training.exported, out_dir, config=without_weights, classes=images.classes)
@@ -126,8 +136,18 @@ class TrainStage(Stage):
             "images_per_second": statistics.median(rates) if rates else None,
             "train_seconds": sum(record["seconds"] for record in state.history),
             "resumed_after_epoch": resumed.epochs_done if resumed else None,
+            "resumed_after_step": resumed.steps_done if resumed else None,
             "weights": None if loaded is None else {"source": loaded.source, "fresh_head": loaded.fresh_head},
         }
+
+
+def history_csv(history: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the records of a training as CSV, one row an epoch."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(history[0]) if history else ["epoch"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return stream.getvalue()
 
 
 def _replace_text(path: Path, text: str) -> None:

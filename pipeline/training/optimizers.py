@@ -30,6 +30,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         self._steps_per_epoch, self._first_step = steps_per_epoch, first_step
 
     def __call__(self, step: Any) -> Any:
+        """Returns the learning rate of the optimizer's step, a float32 tensor."""
         steps = keras.ops.cast(step, "float32") + float(self._first_step)
         update = keras.ops.floor(steps / self._config.accumulate_steps)
         rate = learning_rate(

@@ -139,8 +139,8 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Sections are merged key by key; a section given as null stays null. An unknown preset is left for the validation.
     """
-    name = values.get("preset")
-    if name not in get_args(PresetName):
+    name = _known(values.get("preset"))
+    if name is None:
         return dict(values)
     defaults = dict(PRESETS[name])
     if values.get("optimizer", defaults["optimizer"]) != defaults["optimizer"]:
@@ -154,8 +154,8 @@ def with_model_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     A key given as null takes the network's own value. Own models, and what the validation will refuse, are left alone.
     """
     train, model = values.get("train"), values.get("model")
-    name = train.get("preset") if isinstance(train, Mapping) else None
-    if name not in get_args(PresetName) or not isinstance(model, Mapping) or "path" in model:
+    name = _known(train.get("preset")) if isinstance(train, Mapping) else None
+    if name is None or not isinstance(model, Mapping) or "path" in model:
         return dict(values)
     try:
         specs = list(networks_of(model["family"])) if "family" in model else [models.find(model["name"])]
@@ -164,6 +164,10 @@ def with_model_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     has_depth = all(spec.drop_path is not None for spec in specs)
     defaults = {key: value for key, value in PRESET_MODELS[name].items() if key != "drop_path" or has_depth}
     return {**values, "model": {**defaults, **model}}
+
+
+def _known(name: Any) -> PresetName | None:
+    return next((known for known in get_args(PresetName) if known == name), None)
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Supervisor(keras.callbacks.Callback):  # type: ignore[misc]
         learning_rate: Of a step of the training, from 0.
         diverged: Makes the error of a loss that is no number, from (step in the epoch, loss, rows).
         save: Writes a checkpoint after so many steps of the epoch.
+        is_due: Whether one is written after so many steps, from what this process' clock says.
         save_every_s: How often.
         save_every_steps: How often, in steps; None goes by time.
         metrics: Values of the running metrics that the epoch goes on with.
@@ -123,6 +124,7 @@ class Supervisor(keras.callbacks.Callback):  # type: ignore[misc]
         learning_rate: Callable[[int], float],
         diverged: Callable[[int, float, npt.NDArray[np.int64]], StageError],
         save: Callable[[int], None],
+        is_due: Callable[[int, Callable[[], bool]], bool],
         save_every_s: float,
         save_every_steps: int | None = None,
         metrics: list[npt.NDArray[Any]] | None = None,
@@ -132,6 +134,7 @@ class Supervisor(keras.callbacks.Callback):  # type: ignore[misc]
         self._look_every, self._behind = (LOOK_EVERY, LOOK_BEHIND) if is_asynchronous else (1, 0)
         self._learning_rate, self._diverged = learning_rate, diverged
         self._save, self._save_every_s, self._save_every_steps = save, save_every_s, save_every_steps
+        self._is_due = is_due
         self._metrics = metrics
         self.logs: dict[str, float] = {}
         self._pending: deque[tuple[int, Any, Any]] = deque()
@@ -171,7 +174,7 @@ class Supervisor(keras.callbacks.Callback):  # type: ignore[misc]
     def _save_is_due(self, steps: int) -> bool:
         if self._save_every_steps is not None:
             return steps % self._save_every_steps == 0
-        return time.monotonic() - self._last_save >= self._save_every_s
+        return self._is_due(steps, lambda: time.monotonic() - self._last_save >= self._save_every_s)
 
     def _look(self, behind: int) -> None:
         logs = None

@@ -11,22 +11,37 @@ SCRIPT = """
 import hashlib
 import keras
 import numpy as np
+from devices.board.preprocess import Preprocess
 from pipeline.network import ModelConfig
-from pipeline.stages.train import TrainStage
 from pipeline.training.config import TrainConfig
+from pipeline.training.loop import Training
 
-keras.utils.set_random_seed(0)
-train = TrainConfig(epochs=2, warmup_epochs=1, learning_rate=0.004)
-stage = TrainStage(model=ModelConfig(name="mobilenet_v2", width=0.35, batch_norm_momentum=0.95), train=train)
-rng = np.random.default_rng(0)
-images = rng.integers(0, 256, (320, 32, 32, 3), dtype=np.uint8)
-targets = np.eye(10, dtype=np.float32)[rng.integers(0, 10, 320)]
-model, _ = stage._fresh_network(images, list("abcdefghij"))
-for start in range(0, 320, 64):
-    model.train_on_batch(images[start : start + 64], targets[start : start + 64])
+
+class Images:
+    rng = np.random.default_rng(0)
+    classes, size, preprocess, encoded = tuple("abcdefghij"), (32, 32), Preprocess((32, 32)), False
+    pixels, labels = rng.integers(0, 256, (320, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, 320)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        return self.pixels[row]
+
+
+images = Images()
+training = Training(
+    model=ModelConfig(name="mobilenet_v2", width=0.35, batch_norm_momentum=0.95),
+    train=TrainConfig(epochs=2, warmup_epochs=1, learning_rate=0.004, averaging={"every_steps": 2}, workers=0),
+    backend="tensorflow",
+    images=images,
+    validation=(images.pixels[:64], images.labels[:64]),
+    tell=lambda event: None,
+)
+training.first_steps(4)
 digest = hashlib.sha256()
-for weight in model.weights:
-    digest.update(keras.ops.convert_to_numpy(weight).tobytes())
+for variable in training.assembly.variables():
+    digest.update(keras.ops.convert_to_numpy(variable.value).tobytes())
 print(digest.hexdigest())
 """
 

@@ -29,7 +29,7 @@ from pipeline.training import checkpoint, loop, supervision
 data = Path(sys.argv[1])
 config = {
     "model": {
-        "name": "mobilenet_v2", "width": 0.35, "early_stride": True, "batch_norm_momentum": 0.9, "dropout": 0.2
+        "name": "mobilenet_v1", "width": 0.25, "early_stride": True, "batch_norm_momentum": 0.9, "dropout": 0.2
     },
     "train": {
         "epochs": 3,

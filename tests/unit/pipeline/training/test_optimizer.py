@@ -1,20 +1,32 @@
-"""The schedule, the optimizer, what weight decay leaves out, and the loss."""
+"""Optimizers, schedules, what weight decay leaves out, and the sums of gradients."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+import keras
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from pipeline.stages.train import make_optimizer
 from pipeline.training.config import TrainConfig
+from pipeline.training.optimizers import Schedule, l2_factor, l2_penalty, make_optimizer
+from pipeline.training.schedules import learning_rate
 
 
 def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
-    schedule: Any = make_optimizer(config, steps_per_epoch=steps_per_epoch)._learning_rate
-    return [float(schedule(step)) for step in range(config.epochs * steps_per_epoch + 1)]
+    """The learning rates that Keras' optimizer sees, which must be those that are reported."""
+    schedule = Schedule(config, steps_per_epoch=steps_per_epoch)
+    found = [float(schedule(step)) for step in range(config.epochs * steps_per_epoch + 1)]
+    sums = config.accumulate_steps
+    reported = [
+        float(learning_rate(step // sums, config, updates_per_epoch=steps_per_epoch / sums))
+        for step in range(len(found))
+    ]
+    np.testing.assert_allclose(found, reported, rtol=1e-5, atol=1e-8)
+    return found
 
 
 def test_schedule_with_warm_up() -> None:
@@ -42,6 +54,37 @@ def test_fractions_of_an_epoch() -> None:
     assert found[5] == pytest.approx(0.01) == max(found)
 
 
+def test_the_exponential_falls_in_steps_from_the_start_of_the_training() -> None:
+    config = TrainConfig(
+        epochs=8, warmup_epochs=3, learning_rate=0.1, schedule="exponential", decay_rate=0.5, decay_epochs=2.4
+    )
+    found = rates(config, 10)
+    assert found[:30] == pytest.approx([0.1 * step / 30 for step in range(30)])
+    assert found[30:48] == pytest.approx([0.05] * 18), "one decay has passed in the warm-up"
+    assert found[48:72] == pytest.approx([0.025] * 24)
+    assert found[72] == pytest.approx(0.0125)
+
+
+def test_a_constant_learning_rate() -> None:
+    found = rates(TrainConfig(epochs=2, warmup_epochs=1, learning_rate=0.1, schedule="constant"), 4)
+    assert found == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_the_schedule_counts_updates() -> None:
+    config = TrainConfig(epochs=4, warmup_epochs=1, learning_rate=0.1, accumulate_steps=4)
+    summed = rates(config, 16)
+    plain = rates(config.model_copy(update={"accumulate_steps": 1}), 4)
+    assert summed[::4] == pytest.approx(plain)
+    assert summed[3] == summed[0], "steps that only sum up have the rate of their update"
+
+
+def test_an_optimizer_that_starts_later_goes_on_with_the_schedule() -> None:
+    config = TrainConfig(epochs=4, warmup_epochs=1, learning_rate=0.1)
+    whole = rates(config, 5)
+    rest = Schedule(config, steps_per_epoch=5, first_step=7)
+    assert [float(rest(step)) for step in range(10)] == pytest.approx(whole[7:17])
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     id: str
@@ -52,11 +95,14 @@ class Choice:
 @pytest.mark.parametrize(
     "choice",
     [
-        Choice("adamw", TrainConfig(weight_decay=0.1), {"weight_decay": 0.1}),
-        Choice("no decay", TrainConfig(weight_decay=0), {"weight_decay": 0}),
-        Choice("sgd", TrainConfig(optimizer="sgd"), {"momentum": 0.9, "nesterov": True}),
+        Choice("adamw", TrainConfig(weight_decay=0.1), {"weight_decay": 0.1, "epsilon": 1e-7, "beta_1": 0.9}),
+        Choice("adamw, mnv4", TrainConfig(beta_1=0.6, epsilon=1e-6), {"beta_1": 0.6, "epsilon": 1e-6}),
+        Choice("sgd", TrainConfig(optimizer="sgd"), {"momentum": 0.9, "nesterov": True, "weight_decay": None}),
         Choice("sgd, 0.5", TrainConfig(optimizer="sgd", momentum=0.5), {"momentum": 0.5, "nesterov": True}),
         Choice("sgd, plain", TrainConfig(optimizer="sgd", momentum=0), {"momentum": 0, "nesterov": False}),
+        Choice("rmsprop", TrainConfig(optimizer="rmsprop"), {"momentum": 0.9, "rho": 0.9, "epsilon": 1e-3}),
+        Choice("clipped", TrainConfig(clip_norm=2.0), {"global_clipnorm": 2.0}),
+        Choice("summed", TrainConfig(accumulate_steps=3), {"gradient_accumulation_steps": 3}),
     ],
     ids=lambda choice: choice.id,
 )
@@ -67,11 +113,37 @@ def test_optimizer(choice: Choice) -> None:
         assert getattr(optimizer, name) == value
 
 
-@pytest.mark.parametrize("optimizer_name", ["adamw", "sgd"])
-def test_weight_decay_leaves_out_norms_and_biases(optimizer_name: str) -> None:
-    """With gradients of zero, what still changes is what decays."""
-    import keras
+def test_rmsprop_has_epsilon_inside_the_root_and_momentum_after_the_division() -> None:
+    """TensorFlow's form (ApplyRMSProp): ms = rho ms + (1 - rho) g^2; mom = m mom + lr g / sqrt(ms + eps)."""
+    config = TrainConfig(
+        optimizer="rmsprop", learning_rate=0.1, epochs=1, warmup_epochs=0, schedule="constant", weight_decay=0
+    )
+    weight = keras.Variable([1.0, -2.0])
+    optimizer = make_optimizer(config, steps_per_epoch=10)
+    expected, square, momentum = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for gradient in ([0.5, 1e-3], [-0.25, 2e-3], [1.0, 0.0]):
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [weight])
+        square = 0.9 * square + 0.1 * np.square(gradient)
+        momentum = 0.9 * momentum + 0.1 * np.array(gradient) / np.sqrt(square + 1e-3)
+        expected = expected - momentum
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(weight.value), expected, rtol=1e-5)
 
+
+def test_gradients_of_several_steps_are_averaged_into_one_update() -> None:
+    config = TrainConfig(
+        optimizer="sgd", momentum=0, learning_rate=0.1, epochs=4, warmup_epochs=0, accumulate_steps=2, weight_decay=0
+    )
+    weight = keras.Variable([1.0])
+    optimizer = make_optimizer(config, steps_per_epoch=2)
+    values = []
+    for gradient in (1.0, 3.0, 5.0, 5.0):
+        optimizer.apply([keras.ops.convert_to_tensor([gradient])], [weight])
+        values.append(float(keras.ops.convert_to_numpy(weight.value)[0]))
+    second = 0.1 * (1 + math.cos(math.pi / 4)) / 2
+    assert values == pytest.approx([1.0, 1.0 - 0.1 * 2, 0.8, 0.8 - second * 5])
+
+
+def small_network() -> keras.Model:
     network = keras.Sequential(
         [
             keras.Input((4, 4, 3)),
@@ -84,19 +156,34 @@ def test_weight_decay_leaves_out_norms_and_biases(optimizer_name: str) -> None:
     )
     for variable in network.trainable_variables:
         variable.assign(np.ones(variable.shape))
-    config = TrainConfig(epochs=1, warmup_epochs=0, learning_rate=0.1, weight_decay=0.5, optimizer=optimizer_name)
+    return network
+
+
+def values_of(variable: keras.Variable) -> npt.NDArray[np.float32]:
+    return np.asarray(keras.ops.convert_to_numpy(variable.value))
+
+
+def test_decoupled_weight_decay_leaves_out_norms_and_biases() -> None:
+    """With gradients of zero, what still changes is what decays."""
+    network = small_network()
+    config = TrainConfig(epochs=1, warmup_epochs=0, learning_rate=0.1, weight_decay=0.5)
     optimizer = make_optimizer(config, steps_per_epoch=10)
     zeros = [keras.ops.zeros(variable.shape) for variable in network.trainable_variables]
     optimizer.apply(zeros, network.trainable_variables)
-    changed = {
-        variable.path
-        for variable in network.trainable_variables
-        if not np.allclose(keras.ops.convert_to_numpy(variable.value), 1)
-    }
+    changed = {each.path for each in network.trainable_variables if not np.allclose(values_of(each), 1)}
     assert {path.rpartition("/")[2] for path in changed} == {"kernel"}
     assert len(changed) == 3
-    kernel = keras.ops.convert_to_numpy(network.get_layer("conv").kernel)
-    np.testing.assert_allclose(kernel, 1 - 0.1 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(values_of(network.get_layer("conv").kernel), 1 - 0.1 * 0.5, rtol=1e-5)
+    assert l2_factor(config) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
+def test_the_l2_penalty_has_the_same_exceptions(optimizer: Any) -> None:
+    network = small_network()
+    config = TrainConfig(optimizer=optimizer, weight_decay=0.5)
+    kernels = sum(math.prod(each.shape) for each in network.trainable_variables if each.name == "kernel")
+    penalty = l2_penalty(network.trainable_variables, l2_factor(config))
+    assert float(penalty) == pytest.approx(0.5 / 2 * kernels)
 
 
 def test_real_networks_have_no_other_kinds_of_variables() -> None:

@@ -5,33 +5,71 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError, InputError, StageError
 from pipeline.network import ModelConfig
-from pipeline.stages.train import TrainStage
-from pipeline.training.config import TrainConfig
+from pipeline.stages.train import TrainStage, history_csv
+from pipeline.training.config import RUNTIME_FIELDS, TrainConfig
 
 
-def stage(batch_size: int = 8) -> TrainStage:
-    return TrainStage(model=ModelConfig(name="mobilenet_v2"), train=TrainConfig(batch_size=batch_size), backend="torch")
+def stage(batch_size: int = 8, **train: Any) -> TrainStage:
+    config = TrainConfig.model_validate({"batch_size": batch_size, **train})
+    return TrainStage(model=ModelConfig(name="mobilenet_v2"), train=config, backend="tensorflow")
+
+
+def data(folder: Path, labels: list[int]) -> Path:
+    described = {"classes": ["a", "b"], "preprocess": {"size": [32, 32]}, "cache": {"kind": "decoded"}}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    for split in ("train", "validation"):
+        np.save(folder / f"{split}_images.npy", np.zeros((len(labels), 32, 32, 3), np.uint8))
+        np.save(folder / f"{split}_labels.npy", np.array(labels))
+    return folder
 
 
 def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "keras", None)
-    with pytest.raises(StageError, match=r"train\.backend is torch, but keras is not installed"):
+    with pytest.raises(StageError, match=r"train\.backend is tensorflow, but keras is not installed"):
         stage().run({"data": tmp_path}, tmp_path, lambda _: None)
 
 
 def test_a_batch_larger_than_the_training_split(tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["a", "b"]}))
-    np.save(tmp_path / "train_images.npy", np.zeros((7, 32, 32, 3), np.uint8))
-    np.save(tmp_path / "train_labels.npy", np.zeros(7, np.int64))
     with pytest.raises(DataError, match="batch_size is 8, but the training split has 7 images"):
-        stage().run({"data": tmp_path}, tmp_path, lambda _: None)
+        stage().run({"data": data(tmp_path, [0] * 7)}, tmp_path, lambda _: None)
+
+
+def test_a_label_that_is_no_class(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 8 training labels are outside 0\.\.1, the first is 2 in row 7"):
+        stage().run({"data": data(tmp_path, [0, 1, 0, 1, 0, 1, 0, 2])}, tmp_path, lambda _: None)
 
 
 def test_the_backend_belongs_to_the_tools() -> None:
-    assert stage().tool_names() == ("grain", "keras", "numpy", "torch")
+    assert stage().tool_names() == ("grain", "keras", "numpy", "tensorflow")
+
+
+def test_what_only_changes_the_speed_is_no_part_of_the_key() -> None:
+    plain = stage().key_config()
+    assert stage(workers=3, checkpoint_minutes=1.0, devices=1).key_config() == plain
+    assert stage(seed=1).key_config() != plain
+    assert not set(RUNTIME_FIELDS) & set(plain["train"])
+
+
+def test_the_teacher_is_in_the_key_by_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "one.keras").write_bytes(b"one")
+    (tmp_path / "same.keras").write_bytes(b"one")
+    (tmp_path / "other.keras").write_bytes(b"other")
+    one, same, other = (stage(teacher={"path": str(tmp_path / f"{name}.keras")}) for name in ("one", "same", "other"))
+    assert one.key_config() == same.key_config() == other.key_config()
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
+    assert one.fingerprint() != stage().fingerprint()
+    with pytest.raises(InputError, match=r"train\.teacher\.path"):
+        stage(teacher={"path": str(tmp_path / "none.keras")}).fingerprint()
+
+
+def test_the_history_as_csv() -> None:
+    records = [{"epoch": 1, "loss": 0.5, "note": None}, {"epoch": 2, "loss": 0.25, "note": None}]
+    assert history_csv(records) == "epoch,loss,note\n1,0.5,\n2,0.25,\n"
+    assert history_csv([]) == "epoch\n"
