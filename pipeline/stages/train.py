@@ -104,7 +104,15 @@ class TrainStage(Stage):
             distribution=distribution,
         )
         resumed = checkpoints.state()
-        state = training.run(checkpoints) if self.train.epochs else training.take_as_it_is()
+        try:
+            state = training.run(checkpoints) if self.train.epochs else training.take_as_it_is()
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            lost = cluster_error(str(error))
+            if lost is not None:
+                raise lost from error
+            raise
         shut_down(distribution)
         without_weights = self.model.model_copy(update={"weights": None})
         save_network(training.exported, out_dir, config=without_weights, classes=images.classes)

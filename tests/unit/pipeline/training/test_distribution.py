@@ -97,13 +97,23 @@ RPC: /xla.coordination.CoordinationService/RegisterTask
 """
 
 
+GLOO = "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:12169: \
+Connection reset by peer"
+
+
 def test_what_jax_says_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in WHOLE.items():
         monkeypatch.setenv(name, value)
-    lost, never_came = cluster_error(LOST), cluster_error(NEVER_CAME)
-    assert lost is not None
-    assert "Process 2 of 4 ended because another one" in lost.message
-    assert "go on from the last checkpoint of process 0" in lost.message
+    for words in (LOST, GLOO):
+        lost = cluster_error(words)
+        assert lost is not None
+        assert "Process 2 of 4 ended because another one" in lost.message
+        assert "go on from the last checkpoint of process 0" in lost.message
+    never_came = cluster_error(NEVER_CAME)
     assert never_came is not None
     assert f"waited {DEFAULT_TIMEOUT_S} s at 10.0.0.1:1234" in never_came.message
-    assert cluster_error("Segmentation fault") is None
+    assert cluster_error("[Gloo] Rank 0 is connected to 1 peer ranks. Segmentation fault") is None
+    monkeypatch.delenv(COORDINATOR)
+    monkeypatch.setenv(PROCESSES, "1")
+    monkeypatch.setenv(PROCESS, "0")
+    assert cluster_error(LOST) is None, "alone it is something else"
