@@ -136,7 +136,8 @@ def draw_images(
         drawn |= {"numbers": numbers, "arguments": values, "matrices": operations.matrices(numbers, values, size)}
     if config.erase:
         boxes = _erased_boxes(erasing, height, width)
-        drawn["erase"] = np.where((erased < strength * config.erase)[:, np.newaxis], boxes, 0).astype(np.int32)
+        is_erased = np.less(erased, strength * config.erase).reshape(-1, 1)
+        drawn["erase"] = np.where(is_erased, boxes, 0).astype(np.int32)
         drawn["noise"] = noise
     return Draws(**drawn)
 
@@ -199,7 +200,7 @@ def _erased_boxes(drawn: npt.NDArray[np.float64], height: int, width: int) -> In
     top = np.floor(drawn[row, first, 2] * (height - tall + 1))
     left = np.floor(drawn[row, first, 3] * (width - wide + 1))
     boxes = np.stack([top, left, tall, wide], axis=1)
-    return np.where(fits.any(axis=1)[:, np.newaxis], boxes, 0).astype(np.int32)
+    return np.where(np.any(fits, axis=1, keepdims=True), boxes, 0).astype(np.int32)
 
 
 def crop_box(
