@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -157,6 +159,17 @@ def without_stages(finished: Workplace) -> Callable[..., Workplace]:
         return finished
 
     return remove
+
+
+@pytest.fixture(scope="session")
+def record_shards() -> ModuleType:
+    """What writes images as shards of records."""
+    spec = importlib.util.spec_from_file_location("record_shards", Path(__file__).with_name("record_shards.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 EXPORT_SCRIPT = """

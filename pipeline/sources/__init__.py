@@ -20,17 +20,23 @@ from pipeline.sources.base import (
 from pipeline.sources.decode import decode_image
 from pipeline.sources.digits import DigitsConfig
 from pipeline.sources.image_folder import ImageFolderConfig
+from pipeline.sources.keras_datasets import KerasDatasetsConfig
 from pipeline.sources.npz import NpzConfig
 from pipeline.sources.samples import ArraysConfig, RandomConfig
+from pipeline.sources.tfds import TfdsConfig
 from pipeline.sources.tfrecord import TfrecordConfig
 
-AnySource = ArrayRecordConfig | DigitsConfig | ImageFolderConfig | NpzConfig | TfrecordConfig
+AnySource = (
+    ArrayRecordConfig | DigitsConfig | ImageFolderConfig | KerasDatasetsConfig | NpzConfig | TfdsConfig | TfrecordConfig
+)
 
 SOURCES: dict[str, type[AnySource]] = {
     "array_record": ArrayRecordConfig,
     "digits": DigitsConfig,
     "image_folder": ImageFolderConfig,
+    "keras_datasets": KerasDatasetsConfig,
     "npz": NpzConfig,
+    "tfds": TfdsConfig,
     "tfrecord": TfrecordConfig,
 }
 """By the name that a recipe gives in `data: {source: ...}`."""
@@ -50,6 +56,7 @@ __all__ = [
     "DecodedImage",
     "DigitsConfig",
     "ImageFolderConfig",
+    "KerasDatasetsConfig",
     "NpzConfig",
     "Problem",
     "RandomConfig",
@@ -59,6 +66,7 @@ __all__ = [
     "Source",
     "SourceConfig",
     "Split",
+    "TfdsConfig",
     "TfrecordConfig",
     "decode_image",
 ]

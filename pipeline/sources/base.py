@@ -87,6 +87,8 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """A text that changes when the content changes, cheap enough for a run that does no other work.
 
+        A source that fetches its images may do it here, once, where the text depends on what comes.
+
         Raises:
             DataError: If there is nothing at the source's path.
         """

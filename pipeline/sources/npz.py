@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.sources.arrays import array_digest, array_image
+from pipeline.sources.arrays import Batch, array_samples
 from pipeline.sources.base import Problem, Reading, Sample, SourceConfig, Split
 from pipeline.sources.fingerprints import file_fingerprint
 
@@ -130,7 +129,9 @@ def _labels(path: Path, arrays: Mapping[str, Any], part: _Part) -> NDArray[np.in
             f"`{part.labels_key}` of {path} is {labels.dtype} {labels.shape}: expected whole numbers "
             "(count,) or (count, 1)"
         )
-    if labels.size and (labels.min() < 0 or labels.max() > np.iinfo(np.int64).max):
+    if not labels.size:
+        raise DataError(f"`{part.labels_key}` of {path} is empty: expected images; leave the split out, or fill it")
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int64).max:
         raise DataError(
             f"`{part.labels_key}` of {path} has labels from {labels.min()} to {labels.max()}: expected 0 and up"
         )
@@ -177,12 +178,4 @@ def _samples(
 ) -> Iterator[Sample | Problem]:
     for part in parts:
         images = _images(path, part, len(labels[part.key]))
-        width = len(str(len(images)))
-        for index, (image, label) in enumerate(zip(images, labels[part.key], strict=True)):
-            yield Sample(
-                name=f"{part.key}/{index:0{width}d}",
-                split=part.split,
-                label=names[int(label)],
-                digest=array_digest(image),
-                decode=functools.partial(array_image, image),
-            )
+        yield from array_samples(Batch(part.key, part.split, images, labels[part.key]), names)

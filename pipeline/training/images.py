@@ -14,6 +14,9 @@ from pipeline.sources.decode import decode_image
 
 Image = npt.NDArray[np.uint8]
 
+_ARRAY = "train_images.npy"
+"""Preprocessed images; an artifact whose training split is cached encoded has none."""
+
 
 class TrainingImages:
     """Random access to the training split of a `data` artifact.
@@ -34,14 +37,15 @@ class TrainingImages:
     def __init__(self, data: Path) -> None:
         self._data = data
         dataset = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
-        cache = dataset["cache"]
         self.classes: tuple[str, ...] = tuple(dataset["classes"])
         self.labels: npt.NDArray[np.int64] = np.load(data / "train_labels.npy")
         self.preprocess: Preprocess = Preprocess.from_dict(dataset["preprocess"])
         self.size: tuple[int, int] = self.preprocess.size
-        self.encoded: bool = cache["kind"] == "encoded"
+        self.encoded: bool = not (data / _ARRAY).is_file()
         self._images: Image | None = None
-        self._files = EncodedImages(data, "train_images", cache["shard_lengths"]) if self.encoded else None
+        self._files = None
+        if self.encoded:
+            self._files = EncodedImages(data, "train_images", dataset["cache"]["shard_lengths"])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +60,7 @@ class TrainingImages:
         if self._files is not None:
             return decode_image(self._files[row]).pixels
         if self._images is None:
-            self._images = np.load(self._data / "train_images.npy", mmap_mode="r")
+            self._images = np.load(self._data / _ARRAY, mmap_mode="r")
         return np.asarray(self._images[row])
 
     def __getstate__(self) -> dict[str, object]:
@@ -84,10 +88,12 @@ def preprocessed_training_images(data: Path, rows: npt.ArrayLike | None = None) 
     Returns:
         (images, height, width, 3) uint8, RGB.
     """
+    if (data / _ARRAY).is_file():
+        array: Image = np.load(data / _ARRAY, mmap_mode="r")
+        return np.array(array if rows is None else array[np.asarray(rows)])
     images = TrainingImages(data)
     chosen = np.arange(len(images)) if rows is None else np.asarray(rows)
     found = np.empty((len(chosen), *images.size, 3), np.uint8)
     for place, row in enumerate(chosen.tolist()):
-        image = images[row]
-        found[place] = preprocess(image, images.preprocess) if images.encoded else image
+        found[place] = preprocess(images[row], images.preprocess)
     return found

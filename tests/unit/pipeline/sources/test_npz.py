@@ -110,6 +110,11 @@ WRONG = [
     Wrong("one_hot_labels", {"images": GREY, "labels": np.eye(4, dtype=int)}, "(4, 4): expected whole numbers"),
     Wrong("negative_labels", {"images": GREY, "labels": LABELS - 1}, "labels from -1 to 9"),
     Wrong(
+        "an_empty_split",
+        {"train_images": GREY, "train_labels": LABELS, "test_images": GREY[:0], "test_labels": LABELS[:0]},
+        "`test_labels` of",
+    ),
+    Wrong(
         "pickled_labels",
         {"images": GREY, "labels": np.array(["a", 1, None, 2], dtype=object)},
         "without pickled objects",
