@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import StageError
+from pipeline.errors import EdgeshipError, StageError
 from pipeline.network import ModelConfig, save_network, weights_fingerprint
 from pipeline.stages.base import RESUME, Stage, Tell
 from pipeline.training.backends import check_backend
 from pipeline.training.checkpoint import CheckpointDirectory
 from pipeline.training.config import RUNTIME_FIELDS, Backend, TrainConfig
+from pipeline.training.distribution import cluster_error, set_up, shut_down
 from pipeline.training.images import TrainingImages
 
 HISTORY_FILE = "history.json"
@@ -64,6 +65,11 @@ class TrainStage(Stage):
 
         return f"{weights}+{teacher_fingerprint(self.train.teacher)}"
 
+    def crash_error(self, end: str, last_words: str) -> EdgeshipError | None:
+        """Of several processes that train together, the end of one is the end of all."""
+        del end
+        return cluster_error(last_words)
+
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Trains, from the last checkpoint where an interrupted run left one.
 
@@ -76,33 +82,38 @@ class TrainStage(Stage):
         try:
             import keras  # noqa: F401 (is it there?)
 
-            from pipeline.training.distribution import set_up, shut_down
             from pipeline.training.loop import Training
         except ModuleNotFoundError as error:
             raise StageError(
                 f"train.backend is {self.backend}, but {error.name} is not installed. Install it, or set "
                 f"train.backend to tensorflow."
             ) from error
+        distribution = set_up(self.train, self.backend)
         check_backend(self.backend, self.train.backend)
         data = inputs["data"]
         images = TrainingImages(data)
         validation = (np.load(data / "validation_images.npy"), np.load(data / "validation_labels.npy"))
         checkpoints = CheckpointDirectory(out_dir / RESUME, recipe=self.key_config())
-        distribution = set_up(self.train, self.backend)
+        training = Training(
+            model=self.model,
+            train=self.train,
+            backend=self.backend,
+            images=images,
+            validation=validation,
+            tell=tell,
+            distribution=distribution,
+        )
+        resumed = checkpoints.state()
         try:
-            training = Training(
-                model=self.model,
-                train=self.train,
-                backend=self.backend,
-                images=images,
-                validation=validation,
-                tell=tell,
-                distribution=distribution,
-            )
-            resumed = checkpoints.state()
             state = training.run(checkpoints) if self.train.epochs else training.take_as_it_is()
-        finally:
-            shut_down(distribution)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            lost = cluster_error(str(error))
+            if lost is not None:
+                raise lost from error
+            raise
+        shut_down(distribution)
         without_weights = self.model.model_copy(update={"weights": None})
         save_network(training.exported, out_dir, config=without_weights, classes=images.classes)
         _replace_text(out_dir / HISTORY_FILE, json.dumps(state.history, indent=1) + "\n")

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import tarfile
@@ -37,7 +38,10 @@ DEFAULT_TIMEOUT_S = 300
 HEARTBEAT_TIMEOUT_S = 30
 """After so long without a sign of life a process counts as dead, and the others end."""
 
-_FATAL = "JAX distributed service detected fatal errors"
+_LOST = re.compile(
+    r"JAX distributed service detected fatal errors|\bGloo [\w-]+ failed\b|\bncclRemoteError\b|"
+    r"NCCL (?:operation|error).*remote process exited"
+)
 _START_CALLS = ("CoordinationService/RegisterTask", "CoordinationServiceAgent::Connect()")
 
 
@@ -152,6 +156,7 @@ def set_up(config: TrainConfig, backend: Backend) -> Distribution:
             f"{max(total, round(config.batch_size / total) * total)}, or use fewer devices."
         )
     distribution = Distribution(cluster.process_index, cluster.process_count, total)
+    keras.distribution.set_distribution(None)
     if total > 1:
         if cluster.process_count > 1:
             _agree(distribution, "train.devices or the number of GPUs", str(len(local)))
@@ -232,29 +237,29 @@ def shut_down(distribution: Distribution) -> None:
         jax.distributed.shutdown()
 
 
-def cluster_error(last_words: str) -> StageError | None:
-    """Returns what it means that JAX ended this process because of another one; None where it did not.
+def cluster_error(words: str) -> StageError | None:
+    """Returns what it means that a training failed because of another process; None where it is not because of one.
 
-    JAX has no other answer to a process that is gone than to abort those that wait for it.
+    A process that is gone makes the next sum over all devices fail, or JAX aborts the processes that wait for it.
 
     Args:
-        last_words: The end of what the process wrote to standard error.
+        words: The message of an error, or the end of what the process wrote to standard error.
     """
-    if _FATAL not in last_words:
-        return None
     cluster = read_cluster()
+    if cluster.process_count == 1 or _LOST.search(words) is None:
+        return None
     who = f"Process {cluster.process_index} of {cluster.process_count}"
-    if any(call in last_words for call in _START_CALLS):
+    if any(call in words for call in _START_CALLS):
         return StageError(
             f"{who} waited {cluster.timeout_s} s at {cluster.coordinator} for the others, which did not all come. "
             f"Start all {cluster.process_count} with the same recipe, {COORDINATOR} and {PROCESSES}, each with its "
             f"own {PROCESS}; {TIMEOUT} sets how many seconds they wait.",
-            details=last_words,
+            details=words,
         )
     return StageError(
         f"{who} ended because another one that trains with it ended or can't be reached. See its last words; start "
         f"all {cluster.process_count} again, and they go on from the last checkpoint of process 0.",
-        details=last_words,
+        details=words,
     )
 
 

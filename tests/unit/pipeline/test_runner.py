@@ -307,3 +307,42 @@ def test_a_data_set_that_is_too_small_is_refused_before_training(counts: tuple[i
     with pytest.raises(DataError, match=message):
         check_sizes(recipe, metrics)
     check_sizes(recipe, {"num_train_images": 200, "num_validation_images": 28, "num_test_images": 100})
+
+
+def as_process(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"EDGESHIP_COORDINATOR": "127.0.0.1:1", "EDGESHIP_PROCESSES": "2", "EDGESHIP_PROCESS": str(index)}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_only_the_first_process_publishes_what_several_train(
+    run: Any, without_stages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = without_stages("train", "calibrate")
+    as_process(1, monkeypatch)
+    result, events = run()
+    assert result.trained_along
+    assert summary(result) == {"data": True, "train": False}, "trained, and not gone on with"
+    assert "train" not in result.artifacts
+    assert not place.artifacts("train")
+    assert not list((place.store / "work").glob("*"))
+    assert events[-1]["stage"] == "train"
+    assert events[-1]["state"] == "done"
+
+    as_process(0, monkeypatch)
+    result, _ = run()
+    assert not result.trained_along
+    assert summary(result)["train"] is False
+    assert len(place.artifacts("train")) == 1
+    assert "select/fake" in summary(result)
+
+    as_process(1, monkeypatch)
+    result, _ = run()
+    assert summary(result) == {"data": True, "train": True}, "there is nothing to train along with"
+    assert result.artifacts["train"].directory == place.artifacts("train")[0]
+
+
+def test_processes_that_do_not_fit_together(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_process(2, monkeypatch)
+    with pytest.raises(InputError, match="number the processes from 0 to 1"):
+        run()

@@ -1,0 +1,118 @@
+"""A small student of real images gains from a teacher, whether its labels are right or not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.executor import child_environment
+from pipeline.sources.digits import DigitsConfig
+from pipeline.stages.data import DataStage
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SEEDS = 3
+NOISE = 0.4
+"""Share of the student's labels that are wrong; the teacher learnt from right ones."""
+
+MARGIN = 0.03
+"""Of the test accuracy, by which the mean over the seeds must be better."""
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import keras
+import numpy as np
+import models
+from pipeline.network import load_network, predict_logits
+from pipeline.stages.train import TrainStage
+
+data, out, seeds, noise = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+layers = keras.layers
+
+
+def small(name, *, input_shape, num_classes, **options):
+    image = keras.Input(input_shape, dtype="uint8", name="image")
+    x = layers.Rescaling(1 / 127.5, -1.0)(image)
+    for filters in (8, 16):
+        x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(num_classes, name="logits")(x), name="small")
+
+
+models.build = small
+images, labels = np.load(data / "train_images.npy"), np.load(data / "train_labels.npy")
+test_images, test_labels = np.load(data / "test_images.npy"), np.load(data / "test_labels.npy")
+
+keras.utils.set_random_seed(7)
+teacher = keras.Sequential([
+    keras.Input((20, 20, 3)),
+    *(layer for filters in (32, 64) for layer in (
+        layers.Conv2D(filters, 3, activation="relu"), layers.BatchNormalization(momentum=0.8), layers.MaxPooling2D())),
+    layers.Flatten(), layers.Dropout(0.3), layers.Dense(10, activation="softmax"),
+])
+teacher.compile("adam", "sparse_categorical_crossentropy")
+
+
+def seen(images):
+    resized = keras.ops.image.resize(images.astype("float32"), (20, 20), antialias=True)
+    return keras.ops.convert_to_numpy(resized) / 127.5 - 1.0
+
+
+teacher.fit(seen(images), labels, batch_size=32, epochs=5, verbose=0)
+found = {"teacher": float((teacher.predict(seen(test_images), verbose=0).argmax(1) == test_labels).mean())}
+teacher.save(out / "teacher.keras")
+
+rng = np.random.default_rng(1)
+wrong = rng.random(len(labels)) < noise
+(data / "train_labels.npy").unlink()
+np.save(data / "train_labels.npy", np.where(wrong, rng.integers(0, 10, len(labels)), labels))
+for name, section in {
+    "alone": None,
+    "taught": {
+        "path": str(out / "teacher.keras"), "temperature": 3.0, "weight": 0.9, "scale": 1 / 127.5, "offset": -1.0
+    },
+}.items():
+    found[name] = []
+    for seed in range(seeds):
+        folder = out / f"{name}{seed}"
+        folder.mkdir()
+        stage = TrainStage.model_validate({
+            "model": {"name": "mobilenet_v2"},
+            "train": {"epochs": 8, "batch_size": 32, "learning_rate": 0.01, "teacher": section, "seed": seed,
+                      "workers": 0, "backend": "tensorflow"},
+        })
+        metrics = stage.run({"data": data}, folder, lambda event: None)
+        logits = predict_logits(load_network(folder), test_images)
+        found[name].append(float((logits.argmax(1) == test_labels).mean()))
+        found[f"{name}_parameters"] = metrics["parameters"]
+        found[f"{name}_size"] = (folder / "network.weights.h5").stat().st_size
+(out / "found.json").write_text(json.dumps(found))
+"""
+
+
+def test_a_student_gains_from_a_teacher(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    out.mkdir()
+    DataStage(source=DigitsConfig(source="digits", size=(16, 16))).run({}, data, lambda _: None)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(data), str(out), str(SEEDS), str(NOISE)],
+        env=child_environment("tensorflow") | {"CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((out / "found.json").read_text())
+    assert found["teacher"] > 0.95, found
+    assert np.mean(found["taught"]) - np.mean(found["alone"]) > MARGIN, found
+    assert found["taught_parameters"] == found["alone_parameters"] < 3000, "the teacher is not counted"
+    assert found["taught_size"] == found["alone_size"], "the teacher is not saved"
