@@ -15,7 +15,7 @@ from pipeline.training.averaging import Averages
 from pipeline.training.backends import Precision, jit_compile
 from pipeline.training.config import Backend, TrainConfig
 from pipeline.training.freezing import frozen_layers
-from pipeline.training.optimizers import make_optimizer
+from pipeline.training.optimizers import Schedule, make_optimizer
 from pipeline.training.phases import Phase
 from pipeline.training.training_model import TrainingModel
 
@@ -79,6 +79,7 @@ class Assembly:
             else None
         )
         self._teacher = self._load_teacher(classes)
+        self._schedule = Schedule(train, steps_per_epoch=steps_per_epoch)
         self._phase: Phase | None = None
         self._model: TrainingModel | None = None
 
@@ -116,22 +117,19 @@ class Assembly:
             layer.trainable = not phase.is_frozen
         for layer, rate in self._dropouts.items():
             layer.rate = rate * phase.strength
+        if self._model is None or not keeps:
+            optimizer = make_optimizer(self._config, scale_loss=self._precision == "float16")
+            first_step = epoch * self._steps_per_epoch
+            self._schedule = Schedule(self._config, steps_per_epoch=self._steps_per_epoch, first_step=first_step)
+        else:
+            optimizer = self._model.optimizer
         model = TrainingModel(
             self._sized(phase.size),
             self._config,
             transform=self._transform(),
+            schedule=self._schedule,
             averages=self._averages,
             teacher=self._teacher,
-        )
-        optimizer = (
-            self._model.optimizer
-            if self._model is not None and keeps
-            else make_optimizer(
-                self._config,
-                steps_per_epoch=self._steps_per_epoch,
-                first_step=epoch * self._steps_per_epoch,
-                scale_loss=self._precision == "float16",
-            )
         )
         model.compile(optimizer=optimizer, jit_compile=jit_compile(self._config.compile, self._backend))
         if not optimizer.built:

@@ -42,6 +42,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         network: Gives logits (batch, classes).
         config: Of the training.
         transform: Turns inputs into images (batch, height, width, 3) uint8.
+        schedule: Sets the optimizer's learning rate.
         averages: Moved in each step; None averages nothing.
         teacher: Gives logits of the same images; None learns from labels alone.
     """
@@ -52,6 +53,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         config: TrainConfig,
         *,
         transform: Callable[[Mapping[str, Any]], Any],
+        schedule: Callable[[keras.optimizers.Optimizer], None],
         averages: Averages | None = None,
         teacher: keras.Model | None = None,
     ) -> None:
@@ -60,7 +62,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.teacher = teacher
         self.average_variables = averages.variables if averages else []
         self._averages = averages
-        self._transform = transform
+        self._transform, self._schedule = transform, schedule
         self._smoothing = config.label_smoothing
         self._distillation = config.teacher
         self._l2_factor = l2_factor(config)
@@ -110,22 +112,33 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         return result
 
     def train_step(self, *arguments: Any) -> Any:
-        """Runs a step as Keras does, then moves the averages."""
-        if self._averages is None:
-            return super().train_step(*arguments)
-        if keras.backend.backend() != "jax":
-            logs = super().train_step(*arguments)
+        """Sets the learning rate, runs a step as Keras does, then moves the averages."""
+        if keras.backend.backend() == "jax":
+            return self._stateless_train_step(*arguments)
+        self._schedule(self.optimizer)
+        logs = super().train_step(*arguments)
+        if self._averages is not None:
             self._averages.move()
-            return logs
-        logs, (trainable, non_trainable, optimizer, metrics) = super().train_step(*arguments)
+        return logs
+
+    def _stateless_train_step(self, state: tuple[list[Any], ...], data: Any) -> Any:
+        """Does the same with values that are given and returned, as JAX has it."""
+        trainable, non_trainable, optimizer, metrics = state
+        with keras.StatelessScope(list(zip(self.optimizer.variables, optimizer, strict=True))) as scope:
+            self._schedule(self.optimizer)
+        optimizer = [scope.get_current_value(variable) for variable in self.optimizer.variables]
+        logs, state = super().train_step((trainable, non_trainable, optimizer, metrics), data)
+        if self._averages is None:
+            return logs, state
+        trainable, non_trainable, optimizer, metrics = state
         mapping = [
             *zip(self.trainable_variables, trainable, strict=True),
             *zip(self.non_trainable_variables, non_trainable, strict=True),
         ]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
+        with keras.StatelessScope(mapping) as scope:
             self._averages.move()
-        moved = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
-        return logs, (trainable, moved, optimizer, metrics)
+        non_trainable = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
+        return logs, (trainable, non_trainable, optimizer, metrics)
 
     def trained_state(self) -> list[keras.Variable]:
         """Weights, averages and random numbers, without the teacher and without metrics."""

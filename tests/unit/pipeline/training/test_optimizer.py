@@ -16,10 +16,23 @@ from pipeline.training.optimizers import Schedule, l2_factor, l2_penalty, make_o
 from pipeline.training.schedules import learning_rate
 
 
+def set_rates(config: TrainConfig, steps_per_epoch: int, steps: int, *, first_step: int = 0) -> list[float]:
+    """The learning rates that an optimizer is given in its steps."""
+    optimizer = make_optimizer(config)
+    schedule = Schedule(config, steps_per_epoch=steps_per_epoch, first_step=first_step)
+    weight = keras.Variable([1.0])
+    optimizer.build([weight])
+    found = []
+    for _ in range(steps):
+        schedule(optimizer)
+        found.append(float(keras.ops.convert_to_numpy(optimizer.learning_rate)))
+        optimizer.apply([keras.ops.zeros((1,))], [weight])
+    return found
+
+
 def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
-    """The learning rates that Keras' optimizer sees, which must be those that are reported."""
-    schedule = Schedule(config, steps_per_epoch=steps_per_epoch)
-    found = [float(schedule(step)) for step in range(config.epochs * steps_per_epoch + 1)]
+    """The learning rates of a training, which must be those that are reported."""
+    found = set_rates(config, steps_per_epoch, config.epochs * steps_per_epoch + 1)
     sums = config.accumulate_steps
     reported = [
         float(learning_rate(step // sums, config, updates_per_epoch=steps_per_epoch / sums))
@@ -81,8 +94,7 @@ def test_the_schedule_counts_updates() -> None:
 def test_an_optimizer_that_starts_later_goes_on_with_the_schedule() -> None:
     config = TrainConfig(epochs=4, warmup_epochs=1, learning_rate=0.1)
     whole = rates(config, 5)
-    rest = Schedule(config, steps_per_epoch=5, first_step=7)
-    assert [float(rest(step)) for step in range(10)] == pytest.approx(whole[7:17])
+    assert set_rates(config, 5, 10, first_step=7) == pytest.approx(whole[7:17])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +119,7 @@ class Choice:
     ids=lambda choice: choice.id,
 )
 def test_optimizer(choice: Choice) -> None:
-    optimizer = make_optimizer(choice.config, steps_per_epoch=10)
+    optimizer = make_optimizer(choice.config)
     assert type(optimizer).__name__.lower() == choice.config.optimizer
     for name, value in choice.attributes.items():
         assert getattr(optimizer, name) == value
@@ -119,7 +131,7 @@ def test_rmsprop_has_epsilon_inside_the_root_and_momentum_after_the_division() -
         optimizer="rmsprop", learning_rate=0.1, epochs=1, warmup_epochs=0, schedule="constant", weight_decay=0
     )
     weight = keras.Variable([1.0, -2.0])
-    optimizer = make_optimizer(config, steps_per_epoch=10)
+    optimizer = make_optimizer(config)
     expected, square, momentum = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
     for gradient in ([0.5, 1e-3], [-0.25, 2e-3], [1.0, 0.0]):
         optimizer.apply([keras.ops.convert_to_tensor(gradient)], [weight])
@@ -134,9 +146,10 @@ def test_gradients_of_several_steps_are_averaged_into_one_update() -> None:
         optimizer="sgd", momentum=0, learning_rate=0.1, epochs=4, warmup_epochs=0, accumulate_steps=2, weight_decay=0
     )
     weight = keras.Variable([1.0])
-    optimizer = make_optimizer(config, steps_per_epoch=2)
+    optimizer, schedule = make_optimizer(config), Schedule(config, steps_per_epoch=2)
     values = []
     for gradient in (1.0, 3.0, 5.0, 5.0):
+        schedule(optimizer)
         optimizer.apply([keras.ops.convert_to_tensor([gradient])], [weight])
         values.append(float(keras.ops.convert_to_numpy(weight.value)[0]))
     second = 0.1 * (1 + math.cos(math.pi / 4)) / 2
@@ -167,7 +180,7 @@ def test_decoupled_weight_decay_leaves_out_norms_and_biases() -> None:
     """With gradients of zero, what still changes is what decays."""
     network = small_network()
     config = TrainConfig(epochs=1, warmup_epochs=0, learning_rate=0.1, weight_decay=0.5)
-    optimizer = make_optimizer(config, steps_per_epoch=10)
+    optimizer = make_optimizer(config)
     zeros = [keras.ops.zeros(variable.shape) for variable in network.trainable_variables]
     optimizer.apply(zeros, network.trainable_variables)
     changed = {each.path for each in network.trainable_variables if not np.allclose(values_of(each), 1)}
