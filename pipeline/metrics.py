@@ -65,7 +65,7 @@ def expected_calibration_error(logits: Logits, labels: Labels, *, bins: int = CA
     """Returns the expected calibration error over bins of equal width (Guo et al. 2017, equation 3), 0..1."""
     probabilities = np.exp(log_softmax(logits))
     confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    correct = logits.argmax(axis=1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     error = 0.0
     for index in range(bins):

@@ -100,7 +100,7 @@ def test_what_a_stage_made_before_is_found(finished: Any) -> None:
 
 
 def test_a_matrix_trains_one_after_another(workplace: Any) -> None:
-    text = workplace.recipe.read_text() + "matrix: {calibrate.temperature: [true, false]}\n"
+    text = workplace.recipe.read_text() + "matrix: {calibrate.method: [temperature, none]}\n"
     (workplace.directory / "matrix.yaml").write_text(text)
 
     outcome = workplace.edgeship("train", "matrix.yaml", "--json")
