@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -137,14 +138,7 @@ class Assembly:
         return model
 
     def _sized(self, size: tuple[int, int]) -> keras.Model:
-        """Returns the network for images of another size: the same layers, with the strides of the full size."""
-        if size == self._size:
-            return self.network
-        return keras.models.clone_model(
-            self.network,
-            input_tensors=keras.Input((*size, 3), dtype=self.network.inputs[0].dtype),
-            clone_function=lambda layer: layer,
-        )
+        return self.network if size == self._size else network_of_size(self.network, size)
 
     def _transform(self) -> Callable[[Mapping[str, Any]], Any]:
         if not self._on_accelerator:
@@ -161,6 +155,37 @@ class Assembly:
         # Where images grow, what the teacher gets differs from phase to phase.
         shape = (None, None, 3) if self._config.progressive else (*self._size, 3)
         return load_teacher(self._config.teacher, classes=classes, input_shape=shape)
+
+
+def network_of_size(network: keras.Model, size: tuple[int, int]) -> keras.Model:
+    """Returns a network for images of another size: the same layers, with the strides of its own size.
+
+    Args:
+        network: Functional, of images.
+        size: (height, width) in pixels.
+    """
+    maps: list[tuple[int, int]] = []
+
+    def call(layer: keras.Layer, *arguments: Any, **options: Any) -> Any:
+        if isinstance(layer, keras.layers.Reshape):
+            # Attention turns a map of features into rows and back; both shapes hold the map's size.
+            given, wanted = arguments[0].shape, layer.target_shape
+            if len(given) == 4:
+                maps.append(given[1:3])
+                wanted = (-1, wanted[-1])
+            elif len(wanted) == 3:
+                values = math.prod(given[1:])
+                height, width = next(each for each in maps if math.prod(each) * wanted[-1] == values)
+                wanted = (height, width, wanted[-1])
+            layer = keras.layers.Reshape(wanted, name=layer.name)
+        return layer(*arguments, **options)
+
+    return keras.models.clone_model(
+        network,
+        input_tensors=keras.Input((*size, 3), dtype=network.inputs[0].dtype),
+        clone_function=lambda layer: layer,
+        call_function=call,
+    )
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         data,
         {"out": str(folder / "run")},
         {"out": str(folder / "other"), "train": {"seed": 1}},
-        {"out": str(folder / "away"), "train": {"learning_rate": 1e30, "warmup_epochs": 0.0}},
+        {"out": str(folder / "away"), "train": {"learning_rate": 1e30, "schedule": "constant", "warmup_epochs": 0.0}},
     )
     return folder
 

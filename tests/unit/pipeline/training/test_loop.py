@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import DataError, InputError, StageError, StoreError
 from pipeline.training import checkpoint, loop, supervision
+from pipeline.training.assembly import network_of_size
 from pipeline.training.checkpoint import CheckpointDirectory
 from pipeline.training.distribution import Distribution
 from pipeline.training.phases import Phase, phase_of
@@ -460,3 +461,44 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch, tmp_path
     state = run(training, tmp_path)
     assert state.best_accuracy == 0.5, "as the first process judged it"
     assert not written
+
+
+def test_pixels_are_changed_within_the_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    augmentation = {"place": "accelerator", "brightness": 0.2, "mixup": 0.4, "rand_augment": {}, "erase": 0.2}
+    training, _ = make(monkeypatch, epochs=1, augmentation=augmentation)
+    assert set(next(iter(training.batches())).inputs) > {"image"}
+    state = run(training, tmp_path)
+    assert np.isfinite(state.history[0]["loss"])
+
+
+def test_a_teacher_pulls_the_student_and_stays_out_of_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taught, _ = make(monkeypatch, epochs=6, learning_rate=0.03)
+    run(taught, tmp_path / "teacher")
+    taught.exported.save(tmp_path / "teacher.keras")
+    images = Images()
+    images.labels = np.roll(images.labels, 1)  # what the labels say is wrong
+    options = {"epochs": 6, "learning_rate": 0.03}
+    alone, _ = make(monkeypatch, images, **options)
+    teacher = {"path": str(tmp_path / "teacher.keras"), "weight": 1.0, "temperature": 2.0}
+    student, _ = make(monkeypatch, images, **options, teacher=teacher)
+    before = arrays(student.model().teacher)
+    run(alone, tmp_path / "alone")
+    run(student, tmp_path / "student")
+    assert_equal(arrays(student.model().teacher), before)
+    assert len(student.assembly.variables()) == len(alone.assembly.variables())
+    expected = np.asarray(taught.exported(images.pixels)).argmax(1)
+    agreement = [(np.asarray(each.network(images.pixels)).argmax(1) == expected).mean() for each in (alone, student)]
+    assert agreement[1] > 0.8 > agreement[0]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v4_hybrid_medium", "efficientnet_v2_b0"])
+def test_real_networks_take_other_sizes_with_the_same_variables(name: str) -> None:
+    import models
+
+    with keras.StatelessScope(initialize_variables=False):
+        network = models.build(name, input_shape=(96, 64, 3), num_classes=5)
+        other = network_of_size(network, (64, 32))
+        assert [id(each) for each in other.variables] == [id(each) for each in network.variables]
+        assert other.output_shape == (None, 5)
