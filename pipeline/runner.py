@@ -51,7 +51,7 @@ from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
 from pipeline.targets.base import Precision, TargetName
-from pipeline.training.backends import resolve_backend
+from pipeline.training.backends import expects_gpu, resolve_backend
 from pipeline.training.distribution import read_cluster
 
 STAGES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
@@ -205,7 +205,8 @@ def train_stage(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> TrainStage
     model = recipe.model
     if not isinstance(model, ModelConfig):
         model = ModelConfig.model_validate(artifacts["model"].manifest.metrics["model"])
-    return TrainStage(model=model, train=recipe.train, backend=resolve_backend(recipe.train.backend))
+    backend = resolve_backend(recipe.train.backend)
+    return TrainStage(model=model, train=recipe.train, backend=backend, on_gpu=expects_gpu(backend))
 
 
 def find_artifact(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> Artifact | None:

@@ -6,6 +6,7 @@ This file and what it imports name no backend: Keras 3 runs on whichever `KERAS_
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import statistics
@@ -18,10 +19,10 @@ import numpy as np
 from pipeline.errors import EdgeshipError, StageError
 from pipeline.network import ModelConfig, save_network, weights_fingerprint
 from pipeline.stages.base import RESUME, Stage, Tell
-from pipeline.training.backends import check_backend
+from pipeline.training.backends import check_backend, overlooked_gpu
 from pipeline.training.checkpoint import CheckpointDirectory
 from pipeline.training.config import RUNTIME_FIELDS, Backend, TrainConfig
-from pipeline.training.distribution import cluster_error, set_up, shut_down
+from pipeline.training.distribution import check_same_data, cluster_error, set_up, shut_down
 from pipeline.training.images import TrainingImages
 
 HISTORY_FILE = "history.json"
@@ -29,7 +30,15 @@ HISTORY_CSV_FILE = "history.csv"
 
 
 class TrainStage(Stage):
-    """Reads `data`; writes the best weights, `network.json`, `history.json` and `history.csv`."""
+    """Reads `data`; writes the best weights, `network.json`, `history.json` and `history.csv`.
+
+    Attributes:
+        model: Which network.
+        train: How it is trained.
+        backend: On which Keras runs.
+        on_gpu: Whether the backend is expected to compute on a GPU, with other arithmetic and, by `precision: auto`,
+            in another precision than on a CPU (`pipeline.training.backends.expects_gpu`).
+    """
 
     stage: ClassVar[str] = "train"
     resumable: ClassVar[bool] = True
@@ -37,6 +46,7 @@ class TrainStage(Stage):
     model: ModelConfig
     train: TrainConfig
     backend: Backend = "tensorflow"
+    on_gpu: bool = False
 
     def tool_names(self) -> tuple[str, ...]:
         """Keras, grain and the backend."""
@@ -75,8 +85,8 @@ class TrainStage(Stage):
 
         Raises:
             DataError: There are fewer images than one batch holds, or a label is no class.
-            StageError: The loss ran away, memory is too small, the backend is not installed, or the checkpoint is
-                damaged.
+            StageError: The loss ran away, memory is too small, the backend is not installed, the checkpoint is
+                damaged, or processes that train together have other data or another network.
             StoreError: A checkpoint can't be written.
         """
         try:
@@ -90,7 +100,12 @@ class TrainStage(Stage):
             ) from error
         distribution = set_up(self.train, self.backend)
         check_backend(self.backend, self.train.backend)
+        warning = overlooked_gpu(self.backend)
+        if warning is not None:
+            tell({"warning": warning})
         data = inputs["data"]
+        if distribution.process_count > 1:
+            check_same_data(distribution, self._identity(data))
         images = TrainingImages(data)
         validation = (np.load(data / "validation_images.npy"), np.load(data / "validation_labels.npy"))
         checkpoints = CheckpointDirectory(out_dir / RESUME, recipe=self.key_config())
@@ -139,6 +154,13 @@ class TrainStage(Stage):
             "resumed_after_step": resumed.steps_done if resumed else None,
             "weights": None if loaded is None else {"source": loaded.source, "fresh_head": loaded.fresh_head},
         }
+
+    def _identity(self, data: Path) -> str:
+        """Returns what processes that train together must have in common beside the config of the training."""
+        digest = hashlib.sha256(json.dumps([self.key_config()["model"], self.fingerprint()], sort_keys=True).encode())
+        for name in ("dataset.json", "index.jsonl", "train_labels.npy"):
+            digest.update((data / name).read_bytes())
+        return digest.hexdigest()
 
 
 def _replace_text(path: Path, text: str) -> None:

@@ -89,6 +89,14 @@ def gpu_backends() -> tuple[Backend, ...]:
     return tuple(found)
 
 
+def expects_gpu(backend: Backend) -> bool:
+    """Whether a training on a backend counts as one on a GPU in the key of its artifact, without loading any.
+
+    Whether TensorFlow can use a GPU is known only once it is loaded, so there it counts where the machine has one.
+    """
+    return has_gpu() if backend == "tensorflow" else backend in gpu_backends()
+
+
 def has_gpu() -> bool:
     """Whether the driver of an NVIDIA GPU is loaded and the environment hides none of its GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

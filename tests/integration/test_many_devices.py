@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -221,6 +222,20 @@ def test_processes_that_differ_say_so(data: Path, tmp_path: Path) -> None:
     kind, message = read(tmp_path / "1", "error.json")
     assert kind == "StageError", results
     assert "differ in the section train of the recipe" in message
+
+
+def test_processes_with_other_data_say_so(data: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(data, tmp_path / "data")
+    rows = [json.loads(line) for line in (other / "index.jsonl").read_text().splitlines()]
+    rows[0]["digest"] = "of another image"
+    (other / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    port = free_port()
+    processes = [start(folder, tmp_path / str(i), env=of_two(i, port)) for i, folder in enumerate((data, other))]
+    results = [ended(process) for process in processes]
+    kind, message = read(tmp_path / "1", "error.json")
+    assert kind == "StageError", results
+    assert "differ in the training data or the network" in message
+    assert not (tmp_path / "0" / "losses.json").exists()
 
 
 def test_a_process_alone_gives_up(data: Path, tmp_path: Path) -> None:

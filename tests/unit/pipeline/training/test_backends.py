@@ -19,6 +19,7 @@ from pipeline.training import backends
 from pipeline.training.backends import (
     check_backend,
     device_memory,
+    expects_gpu,
     gpu_backends,
     is_out_of_memory,
     jit_compile,
@@ -26,6 +27,7 @@ from pipeline.training.backends import (
     resolve_backend,
     resolve_precision,
 )
+from pipeline.training.config import Backend
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,24 @@ def test_auto_takes_jax_then_torch_where_they_have_a_gpu(
     pretend(machine, monkeypatch, tmp_path)
     assert resolve_backend("auto") == machine.backend
     assert resolve_backend("torch") == "torch", "what the recipe names is taken"
+
+
+@pytest.mark.parametrize(
+    ("machine", "on_gpu"),
+    [
+        ("no gpu", set()),
+        ("hidden", set()),
+        ("jax with cuda 13", {"jax", "torch", "tensorflow"}),
+        ("jax told to take the cpu", {"torch", "tensorflow"}),
+        ("jax without cuda", {"tensorflow"}),
+    ],
+)
+def test_what_counts_as_a_training_on_a_gpu(
+    machine: str, on_gpu: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(next(known for known in MACHINES if known.id == machine), monkeypatch, tmp_path)
+    backends_of_keras: tuple[Backend, ...] = ("jax", "torch", "tensorflow")
+    assert {backend for backend in backends_of_keras if expects_gpu(backend)} == on_gpu
 
 
 def test_torch_of_a_registry_without_local_versions_is_looked_into(

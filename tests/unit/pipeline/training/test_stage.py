@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pipeline.runner
+import pipeline.stages.train
 from pipeline.errors import DataError, InputError, StageError
 from pipeline.network import ModelConfig
+from pipeline.recipe import load_recipes
+from pipeline.runner import train_stage
 from pipeline.stages.train import TrainStage, history_csv
 from pipeline.training.config import RUNTIME_FIELDS, TrainConfig
 
@@ -46,6 +50,15 @@ def test_a_label_that_is_no_class(tmp_path: Path) -> None:
         stage().run({"data": data(tmp_path, [0, 1, 0, 1, 0, 1, 0, 2])}, tmp_path, lambda _: None)
 
 
+def test_a_gpu_that_lies_idle_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    for warning in (None, "This machine has a GPU"):
+        monkeypatch.setattr(pipeline.stages.train, "overlooked_gpu", lambda _, said=warning: said)
+        with pytest.raises(DataError):
+            stage().run({"data": data(tmp_path, [0] * 7)}, tmp_path, events.append)
+    assert events == [{"warning": "This machine has a GPU"}]
+
+
 def test_the_backend_belongs_to_the_tools() -> None:
     assert stage().tool_names() == ("grain", "keras", "numpy", "tensorflow")
 
@@ -55,6 +68,18 @@ def test_what_only_changes_the_speed_is_no_part_of_the_key() -> None:
     assert stage(workers=3, checkpoint_minutes=1.0, devices=1).key_config() == plain
     assert stage(seed=1).key_config() != plain
     assert not set(RUNTIME_FIELDS) & set(plain["train"])
+
+
+def test_a_gpu_makes_another_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = Path(__file__).parents[4] / "models" / "recipes"
+    (recipe,) = load_recipes(recipes / "digits_mobilenet_v2.yaml", ("train.backend=jax",))
+    keys = []
+    for has_gpu in (False, True):
+        monkeypatch.setattr(pipeline.runner, "expects_gpu", lambda _, there=has_gpu: there)
+        planned = train_stage(recipe, {})
+        assert (planned.backend, planned.on_gpu) == ("jax", has_gpu)
+        keys.append(planned.key_config())
+    assert keys[0] != keys[1]
 
 
 def test_the_teacher_is_in_the_key_by_what_it_holds(tmp_path: Path) -> None:
