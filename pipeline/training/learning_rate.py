@@ -12,7 +12,7 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +180,7 @@ def _losses(trial: Trial, rates: Curve) -> Iterator[float]:
     """Trains a step for each rate and yields its loss, until the loss explodes; that last loss is not yielded."""
     every = trial.config.accumulate_steps
     model = trial.training.model(0)
-    model.optimizer.learning_rate = _schedule(rates, every=every)
+    model.schedule = _sweep(rates)
     explosion = Explosion()
     batches = _endless(trial)
     for step, rate in enumerate(rates.tolist()):
@@ -205,17 +205,18 @@ def _train_on(model: TrainingModel, batch: Batch) -> float:
     return float(logs[STEP_LOSS])
 
 
-def _schedule(rates: Curve, *, every: int) -> Any:
-    """Returns a schedule of Keras that takes one rate after another, each for so many steps."""
+def _sweep(rates: Curve) -> Callable[[Any], None]:
+    """Returns what sets an optimizer to one rate after another, one for each update."""
     import keras
 
-    class Sweep(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-        def __call__(self, step: Any) -> Any:
-            update = keras.ops.floor(keras.ops.cast(step, "float32") / every)
-            growth = math.log(rates[1] / rates[0])
-            return keras.ops.cast(rates[0] * keras.ops.exp(growth * update), "float32")
+    growth = math.log(rates[1] / rates[0])
 
-    return Sweep()
+    def sweep(optimizer: Any) -> None:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        update = keras.ops.cast(inner.iterations, "float32")
+        inner.learning_rate = keras.ops.cast(rates[0] * keras.ops.exp(growth * update), "float32")
+
+    return sweep
 
 
 def _endless(trial: Trial) -> Iterator[Batch]:

@@ -62,7 +62,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.teacher = teacher
         self.average_variables = averages.variables if averages else []
         self._averages = averages
-        self._transform, self._schedule = transform, schedule
+        self._transform, self.schedule = transform, schedule
         self._smoothing = config.label_smoothing
         self._distillation = config.teacher
         self._l2_factor = l2_factor(config)
@@ -115,7 +115,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         """Sets the learning rate, runs a step as Keras does, then moves the averages."""
         if keras.backend.backend() == "jax":
             return self._stateless_train_step(*arguments)
-        self._schedule(self.optimizer)
+        self.schedule(self.optimizer)
         logs = super().train_step(*arguments)
         if self._averages is not None:
             self._averages.move()
@@ -125,7 +125,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         """Does the same with values that are given and returned, as JAX has it."""
         trainable, non_trainable, optimizer, metrics = state
         with keras.StatelessScope(list(zip(self.optimizer.variables, optimizer, strict=True))) as scope:
-            self._schedule(self.optimizer)
+            self.schedule(self.optimizer)
         optimizer = [scope.get_current_value(variable) for variable in self.optimizer.variables]
         logs, state = super().train_step((trainable, non_trainable, optimizer, metrics), data)
         if self._averages is None:
