@@ -28,8 +28,6 @@ _SECONDS_BETWEEN_EVENTS = 0.5
 _MAX_DECODED_SIZE_BYTES = 4 * 2**30
 """Of a training split that `cache: auto` keeps decoded."""
 
-_GIB = 2**30
-
 
 class DataStage(Stage):
     """Reads a source, decides the splits and writes images that are ready for the network.
@@ -126,12 +124,14 @@ class DataStage(Stage):
         free_bytes = shutil.disk_usage(out_dir).free
         if size_bytes <= free_bytes:
             return
+        from rich.filesize import decimal
+
         height, width = self.source.size
         encoded = "`cache: encoded`, " if self.source.has_files and self.source.cache != "encoded" else ""
         raise DataError(
-            f"the decoded images take {size_bytes / _GIB:.1f} GiB ({what}, of {height}x{width} pixels), but "
-            f"{out_dir} has {free_bytes / _GIB:.1f} GiB free: set {encoded}a smaller `size` in the data section, or "
-            "take a store on a larger disk (--store)"
+            f"the decoded images take {decimal(size_bytes)} ({what}, of {height}x{width} pixels), but "
+            f"{out_dir} has {decimal(free_bytes)} free: set {encoded}a smaller `size` in the data section, free some "
+            f"with edgeship store gc, or take a store on a larger disk (--store)"
         )
 
     def _write_splits(

@@ -14,6 +14,8 @@ from pipeline.executor import child_environment
 from pipeline.training.augmentation import operations, pillow
 from pipeline.training.augmentation.draws import Draws, Mixing, draw_images
 
+pytestmark = pytest.mark.slow
+
 CHILD = Path(__file__).with_name("accelerator_child.py")
 ROOT = Path(__file__).resolve().parents[4]
 HEIGHT, WIDTH = 40, 48

@@ -147,6 +147,7 @@ def test_losses_are_looked_at_late_on_an_accelerator_and_none_is_missed(
     assert steps[-1] == (17 if is_asynchronous else 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -223,6 +224,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch, 
     assert_equal(arrays(again.exported), arrays(whole.exported))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_or_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     training, _ = make(monkeypatch, epochs=1)
     training.run(CheckpointDirectory(tmp_path, recipe={"train": {"seed": 0, "epochs": 1}}))
