@@ -26,7 +26,7 @@ from pipeline.model_config import AnyModelConfig, BudgetModelConfig, OwnModelCon
 from pipeline.network import FAKE_NETWORK, ModelConfig
 from pipeline.recipe_matrix import combinations
 from pipeline.reference import CalibrateConfig, QuantizationConfig
-from pipeline.sources import RecipeData
+from pipeline.sources import SOURCES, RecipeData
 from pipeline.sources.base import SourceConfig
 from pipeline.sources.samples import RandomConfig
 from pipeline.stages.base import FrozenConfig
@@ -112,7 +112,7 @@ class Recipe(FrozenConfig):
             raise ValueError("data is missing. Add it to the recipe: where the images come from.")
         raise ValueError(
             f"data.source is {self.data.source}, which serves a model of one's own (model.path), but {network} is "
-            f"trained on images: choose digits, image_folder or npz."
+            f"trained on images: choose one of {', '.join(SOURCES)}."
         )
 
     def _own_model_fits(self, model: OwnModelConfig) -> Self:

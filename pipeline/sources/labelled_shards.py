@@ -8,14 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.sources.base import SPLITS, Problem, Reading, Sample
+from pipeline.sources.base import SPLITS, Problem, Reading, Sample, SourceConfig
 from pipeline.sources.decode import decode_image
 from pipeline.sources.examples import LabelledImage, Layout, parse_example
 from pipeline.sources.fingerprints import file_fingerprint, listing_fingerprint
 from pipeline.sources.records import RecordReader
-from pipeline.sources.shards import Shard
+from pipeline.sources.shards import Shard, find_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +169,33 @@ def shards_fingerprint(shards: Sequence[Shard], labels: str | None) -> str:
         raise DataError(f"{error.filename} can't be read ({error.strerror}): check its permissions") from error
     listing = listing_fingerprint((name, state.st_size, state.st_mtime_ns) for name, state in states)
     return listing if labels is None else f"{listing} {file_fingerprint(Path(labels).expanduser())}"
+
+
+class ShardsConfig(SourceConfig):
+    """Labelled images in shards that a recipe names by their place.
+
+    Attributes:
+        path: A directory, whose folders are looked through one level deep, or a pattern such as `imagenet/*-of-*`.
+        labels: A text file with the name of a class on each line, the first for `first_label`. Without it the classes
+            are called as the records' texts say, or by their numbers.
+        first_label: The number of the first class; None takes 1 for `image/class/label`, as in ImageNet's shards, and
+            0 for `label`.
+    """
+
+    has_files: ClassVar[bool] = True
+    place_fields: ClassVar[tuple[str, ...]] = ("path", "labels")
+    read_records: ClassVar[RecordReader]
+
+    path: Annotated[str, Field(min_length=1)]
+    labels: Annotated[str, Field(min_length=1)] | None = None
+    first_label: Annotated[int, Field(ge=0)] | None = None
+
+    def fingerprint(self) -> str:
+        """A digest of the shards' names, sizes and modification times."""
+        return shards_fingerprint(find_shards(self.path)[0], self.labels)
+
+    def read(self) -> Reading:
+        """Starts a pass over all samples."""
+        shards, ignored = find_shards(self.path)
+        names = None if self.labels is None else read_class_names(self.labels)
+        return LabelledShards(shards, type(self).read_records, self.first_label, names, ignored=tuple(ignored)).read()
