@@ -102,6 +102,7 @@ def training_summary(result: RunResult, directory: Path) -> dict[str, Any]:
         "test_images": images,
         "ece_before": test["before"]["ece"],
         "ece_after": test["after"]["ece"],
+        "calibration_method": judged["method"],
         "temperature": judged["temperature"],
         "artifacts": {"train": str(trained.directory), "calibrate": str(calibrated.directory)},
         "history_csv": _existing(history_csv),
@@ -118,7 +119,7 @@ def training_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     error = f"{100 * summary['ece_before']:.2f} % before, {100 * summary['ece_after']:.2f} % after"
     lines = [
         ("test accuracy", f"{accuracy} (95 % interval {100 * low:.2f} to {100 * high:.2f})"),
-        ("calibration error", f"{error} (temperature {summary['temperature']:.3f})"),
+        ("calibration error", f"{error} ({_method_words(summary)})"),
     ]
     if summary["epochs"]:
         speed = summary["images_per_second"]
@@ -134,6 +135,12 @@ def training_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if summary[key]:
             lines.append((name, summary[key]))
     return lines
+
+
+def _method_words(summary: Mapping[str, Any]) -> str:
+    """Returns the method of calibration, with the temperature where it has one."""
+    method, temperature = summary["calibration_method"], summary["temperature"]
+    return f"{method} {temperature:.3f}" if method == "temperature" else method
 
 
 def _history(trained: Artifact) -> list[dict[str, Any]]:

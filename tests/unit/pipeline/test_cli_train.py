@@ -108,6 +108,15 @@ def test_a_matrix_trains_one_after_another(workplace: Any) -> None:
     assert [run["cached"] for run in outcome.json()["runs"]] == [False, True]
 
 
+@pytest.mark.parametrize("method", ["temperature", "vector", "isotonic", "none"])
+def test_every_method_of_calibration_is_said(workplace: Any, method: str) -> None:
+    outcome = workplace.edgeship("train", "tiny.yaml", "--set", f"calibrate.method={method}")
+
+    assert outcome.code == 0, outcome.stderr
+    line = next(line for line in outcome.stdout.splitlines() if "calibration error" in line)
+    assert method in line
+
+
 DRY_RUN: dict[str, Any] = {
     "recipe": "tiny",
     "cached": False,
