@@ -312,6 +312,11 @@ def deploy_command(
     artifact_store = open_store(store, shared_store)
     with _watched(recipes[0], runs) as tracking:
         result = run_recipe(recipes[0], artifact_store, devices=[device_name], tell=tracking.tell)
+        if result.trained_along:
+            raise InputError(
+                f"This process trained {recipes[0].name} along with others, and process 0 has the network. Deploy "
+                f"where process 0 runs, or without EDGESHIP_PROCESS in the environment."
+            )
         report = report_of(result)
         write_run_directory(runs / recipes[0].name, result, report, artifact_store)
         tracking.finish(result, report)
@@ -524,6 +529,7 @@ def evaluate(
     """Measure how well MODEL does its task on a data set: accuracy and calibration, or --metric."""
     from devices.profile import load_profile
     from pipeline.adhoc import evaluate_model
+    from pipeline.calibration.report import with_interval
     from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
@@ -550,7 +556,7 @@ def evaluate(
         return
     click.echo(
         f"{result['correct']} of {result['images']} {split} images correct: {100 * result['accuracy']:.2f} % "
-        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {100 * result['ece']:.2f} %, "
+        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {with_interval(result)} %, "
         f"negative log-likelihood {result['nll']:.4f}, Brier score {result['brier']:.4f}"
     )
 

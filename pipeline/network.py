@@ -123,17 +123,26 @@ def weights_fingerprint(weights: str) -> str:
     if weights == IMAGENET:
         return IMAGENET
     path = Path(weights).expanduser()
-    files = [path / name for name in (NETWORK_FILE, WEIGHTS_FILE)] if path.is_dir() else [path]
-    digest = hashlib.sha256()
     try:
-        for file in files:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return network_digest(path)
     except OSError as error:
         raise InputError(
             f"model.weights is {weights}, but {error.filename or path} can't be read ({error.strerror or error}): "
             f"expected imagenet, a .keras file, a .weights.h5 file, or an artifact of train or calibrate."
         ) from error
+
+
+def network_digest(path: Path) -> str:
+    """Returns a digest of a file of weights, or of the network in an artifact's directory; it loads nothing.
+
+    Raises:
+        OSError: There is nothing, or it can't be read.
+    """
+    files = [path / name for name in (NETWORK_FILE, WEIGHTS_FILE)] if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

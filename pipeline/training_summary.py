@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import ArtifactStore
+from pipeline.calibration.report import with_interval
 from pipeline.errors import InputError
 from pipeline.manifest import Artifact
 from pipeline.metrics import accuracy_interval
@@ -18,12 +19,10 @@ from pipeline.recipe import Recipe
 from pipeline.report import report_of
 from pipeline.run_directory import write_run_directory
 from pipeline.runner import RunResult, run_recipe
-from pipeline.tracking.csv_file import CSV_FILE
 from pipeline.tracking.session import TrackingSession
 from pipeline.tracking.tensorboard import event_directory
 from pipeline.training.distribution import COORDINATOR, PROCESS, PROCESSES, read_cluster
-
-HISTORY_FILE = "history.json"
+from pipeline.training.history import HISTORY_CSV_FILE, HISTORY_FILE
 
 
 def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -84,7 +83,7 @@ def training_summary(result: RunResult, directory: Path) -> dict[str, Any]:
     speeds = [record["images_per_second"] for record in history if record.get("images_per_second")]
     cached = next(record.cached for record in result.stages if record.name == "train")
     # Without a training of this run, the files under `runs/` may be another's.
-    history_csv = (trained.directory if cached else directory) / CSV_FILE
+    history_csv = (trained.directory if cached else directory) / HISTORY_CSV_FILE
     return {
         "recipe": result.recipe.name,
         "key": trained.manifest.key,
@@ -101,7 +100,9 @@ def training_summary(result: RunResult, directory: Path) -> dict[str, Any]:
         "test_accuracy_interval": list(accuracy_interval(round(accuracy * images), images)),
         "test_images": images,
         "ece_before": test["before"]["ece"],
+        "ece_before_interval": test["before"].get("ece_interval"),
         "ece_after": test["after"]["ece"],
+        "ece_after_interval": test["after"].get("ece_interval"),
         "calibration_method": judged["method"],
         "temperature": judged["temperature"],
         "artifacts": {"train": str(trained.directory), "calibrate": str(calibrated.directory)},
@@ -116,10 +117,13 @@ def training_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("done", f"process {summary['process']} trained along; process 0 has the network")]
     low, high = summary["test_accuracy_interval"]
     accuracy = f"{100 * summary['test_accuracy']:.2f} % of {summary['test_images']:,} images"
-    error = f"{100 * summary['ece_before']:.2f} % before, {100 * summary['ece_after']:.2f} % after"
+    before, after = (
+        with_interval({"ece": summary[f"ece_{when}"], "ece_interval": summary[f"ece_{when}_interval"]})
+        for when in ("before", "after")
+    )
     lines = [
         ("test accuracy", f"{accuracy} (95 % interval {100 * low:.2f} to {100 * high:.2f})"),
-        ("calibration error", f"{error} ({_method_words(summary)})"),
+        ("calibration error", f"from {before} to {after} % by {_method_words(summary)}"),
     ]
     if summary["epochs"]:
         speed = summary["images_per_second"]

@@ -5,28 +5,27 @@ This file and what it imports name no backend: Keras 3 runs on whichever `KERAS_
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import EdgeshipError, StageError
+from pipeline.errors import EdgeshipError
 from pipeline.network import ModelConfig, save_network, weights_fingerprint
 from pipeline.stages.base import RESUME, Stage, Tell
-from pipeline.training.backends import check_backend, overlooked_gpu
-from pipeline.training.checkpoint import CheckpointDirectory
+from pipeline.training.backends import check_backend, loads_keras, overlooked_gpu
+from pipeline.training.checkpoint import CheckpointDirectory, TrainingState
 from pipeline.training.config import RUNTIME_FIELDS, Backend, TrainConfig
 from pipeline.training.distribution import check_same_data, cluster_error, set_up, shut_down
+from pipeline.training.history import HISTORY_CSV_FILE, HISTORY_FILE, history_csv
 from pipeline.training.images import TrainingImages
 
-HISTORY_FILE = "history.json"
-HISTORY_CSV_FILE = "history.csv"
+if TYPE_CHECKING:
+    from pipeline.training.loop import Training
 
 
 class TrainStage(Stage):
@@ -89,15 +88,10 @@ class TrainStage(Stage):
                 damaged, or processes that train together have other data or another network.
             StoreError: A checkpoint can't be written.
         """
-        try:
+        with loads_keras(self.backend):
             import keras  # noqa: F401 (is it there?)
 
             from pipeline.training.loop import Training
-        except ModuleNotFoundError as error:
-            raise StageError(
-                f"train.backend is {self.backend}, but {error.name} is not installed. Install it, or set "
-                f"train.backend to tensorflow."
-            ) from error
         distribution = set_up(self.train, self.backend)
         check_backend(self.backend, self.train.backend)
         warning = overlooked_gpu(self.backend)
@@ -133,6 +127,15 @@ class TrainStage(Stage):
         save_network(training.exported, out_dir, config=without_weights, classes=images.classes)
         _replace_text(out_dir / HISTORY_FILE, json.dumps(state.history, indent=1) + "\n")
         _replace_text(out_dir / HISTORY_CSV_FILE, history_csv(state.history))
+        return {
+            **self._summary(training, state),
+            "training_images": len(images),
+            "resumed_after_epoch": resumed.epochs_done if resumed else None,
+            "resumed_after_step": resumed.steps_done if resumed else None,
+        }
+
+    def _summary(self, training: Training, state: TrainingState) -> dict[str, Any]:
+        """Returns the metrics of a training that has ended."""
         loaded = training.loaded
         rates = [record["images_per_second"] for record in state.history if record["images_per_second"]]
         return {
@@ -140,7 +143,6 @@ class TrainStage(Stage):
             "validation_accuracy": state.best_accuracy,
             "validation_loss": state.best_loss,
             "parameters": int(training.exported.count_params()),
-            "training_images": len(images),
             "backend": self.backend,
             "precision": training.precision,
             "preset": self.train.preset,
@@ -150,8 +152,6 @@ class TrainStage(Stage):
             "stopped_early": state.stopped_early,
             "images_per_second": statistics.median(rates) if rates else None,
             "train_seconds": sum(record["seconds"] for record in state.history),
-            "resumed_after_epoch": resumed.epochs_done if resumed else None,
-            "resumed_after_step": resumed.steps_done if resumed else None,
             "weights": None if loaded is None else {"source": loaded.source, "fresh_head": loaded.fresh_head},
         }
 
@@ -166,12 +166,3 @@ class TrainStage(Stage):
 def _replace_text(path: Path, text: str) -> None:
     path.unlink(missing_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def history_csv(history: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the records of a training as CSV, one row an epoch."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(history[0]) if history else ["epoch"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return stream.getvalue()

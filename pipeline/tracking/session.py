@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline.stages.base import Tell
 from pipeline.tracking.base import End, Record, TrackedRun, Tracker
 from pipeline.tracking.config import TrackConfig, check_tracking
-from pipeline.tracking.csv_file import CSV_FILE, CsvTracker
+from pipeline.tracking.csv_file import CsvTracker
 from pipeline.tracking.mlflow import MlflowTracker
 from pipeline.tracking.tensorboard import TensorBoardTracker
 from pipeline.training.distribution import read_cluster
+from pipeline.training.history import HISTORY_CSV_FILE
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -159,7 +160,7 @@ def _is_number(value: Any) -> bool:
 
 def files_of(result: RunResult, directory: Path) -> dict[str, Path]:
     """Returns the files that belong beside a training, by the name that they are kept under."""
-    files = {name: directory / name for name in (CSV_FILE, "report.json", "report.md")}
+    files = {name: directory / name for name in (HISTORY_CSV_FILE, "report.json", "report.md")}
     for name, artifact in result.artifacts.items():
         if name == "calibrate":
             files |= {f"network/{each}": artifact.directory / each for each in _CALIBRATED_FILES}

@@ -6,6 +6,7 @@ cached runs too. All else belongs into the process that trains, after Keras has 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -115,6 +116,22 @@ def overlooked_gpu(backend: Backend) -> str | None:
         f"This machine has an NVIDIA GPU, but {backend} is installed without CUDA and trains on the CPU. Install the "
         f"extra gpu (JAX with CUDA), or hide the GPU with CUDA_VISIBLE_DEVICES=-1."
     )
+
+
+@contextlib.contextmanager
+def loads_keras(backend: Backend) -> Iterator[None]:
+    """Says what to do where Keras, or the backend that it is to run on, is not installed.
+
+    Raises:
+        StageError: An import within failed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise StageError(
+            f"train.backend is {backend}, but {error.name} is not installed. Install it, or set train.backend to "
+            f"tensorflow."
+        ) from error
 
 
 def check_backend(backend: Backend, choice: BackendChoice) -> None:

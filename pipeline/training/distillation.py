@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, ModelFileError
 from pipeline.imports.keras_file import load_keras
-from pipeline.network import NETWORK_FILE, WEIGHTS_FILE, load_network
+from pipeline.network import NETWORK_FILE, WEIGHTS_FILE, load_network, network_digest
 from pipeline.training.config import TeacherConfig
 
 if TYPE_CHECKING:
@@ -28,14 +27,10 @@ def teacher_fingerprint(config: TeacherConfig) -> str:
         InputError: There is no teacher at the path.
     """
     path = Path(config.path).expanduser()
-    digest = hashlib.sha256()
     try:
-        for file in [path / name for name in (NETWORK_FILE, WEIGHTS_FILE)] if path.is_dir() else [path]:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return network_digest(path)
     except OSError as error:
         raise _no_teacher(config, f"{error.filename or path} can't be read ({error.strerror or error})") from error
-    return digest.hexdigest()
 
 
 def load_teacher(config: TeacherConfig, *, classes: Sequence[str], input_shape: Sequence[int | None]) -> keras.Model:

@@ -1,7 +1,8 @@
 """Data parallel training: each batch is spread over the devices of one process, of several, or of several hosts.
 
 Every process runs the same program on its share of each batch. Weights are the same everywhere; JAX adds up gradients
-and batch statistics over all devices, so a training has the same loss curve, to rounding, on however many.
+and batch statistics over all devices, in another order than one device would. So a training computes the same on
+however many, to rounding, which a deep network in float32 amplifies from step to step (docs/decisions/0010).
 
 Every process must put values into Keras variables in the same order: that is a step of all processes together.
 """

@@ -71,7 +71,7 @@ def test_train_ends_with_the_accuracy_and_the_calibration(workplace: Any) -> Non
     outcome = workplace.edgeship("train", "tiny.yaml")
 
     assert outcome.code == 0, outcome.stderr
-    for words in ("test accuracy", "95 % interval", "calibration error", "before", "temperature", "parameters"):
+    for words in ("test accuracy", "95 % interval", "calibration error", "from", "by temperature", "parameters"):
         assert words in outcome.stdout
     assert (workplace.runs / "tiny" / "report.json").exists()
     assert not (workplace.runs / "tiny" / "history.csv").exists()  # the fake network has no epochs
@@ -114,7 +114,18 @@ def test_every_method_of_calibration_is_said(workplace: Any, method: str) -> Non
 
     assert outcome.code == 0, outcome.stderr
     line = next(line for line in outcome.stdout.splitlines() if "calibration error" in line)
-    assert method in line
+    assert f"by {method}" in line
+    assert line.count("(") == 2, "an interval before and after"
+
+
+def test_deploy_is_the_business_of_the_first_process(workplace: Any) -> None:
+    cluster = {"EDGESHIP_COORDINATOR": "127.0.0.1:1", "EDGESHIP_PROCESSES": "2", "EDGESHIP_PROCESS": "1"}
+    outcome = workplace.edgeship("deploy", "tiny.yaml", "--root", "root", env=cluster)
+
+    assert outcome.code == 2, outcome.stderr
+    assert "process 0 has the network" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert not (workplace.directory / "root").exists()
 
 
 DRY_RUN: dict[str, Any] = {

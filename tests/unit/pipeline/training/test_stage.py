@@ -16,8 +16,9 @@ from pipeline.errors import DataError, InputError, StageError
 from pipeline.network import ModelConfig
 from pipeline.recipe import load_recipes
 from pipeline.runner import train_stage
-from pipeline.stages.train import TrainStage, history_csv
+from pipeline.stages.train import TrainStage
 from pipeline.training.config import RUNTIME_FIELDS, TrainConfig
+from pipeline.training.history import history_csv
 
 
 def stage(batch_size: int = 8, **train: Any) -> TrainStage:
@@ -98,3 +99,4 @@ def test_the_history_as_csv() -> None:
     records = [{"epoch": 1, "loss": 0.5, "note": None}, {"epoch": 2, "loss": 0.25, "note": None}]
     assert history_csv(records) == "epoch,loss,note\n1,0.5,\n2,0.25,\n"
     assert history_csv([]) == "epoch\n"
+    assert history_csv([{"epoch": 1}, {"epoch": 2, "loss": 0.25}]) == "epoch,loss\n1,\n2,0.25\n"
