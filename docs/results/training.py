@@ -45,8 +45,8 @@ WORK = HERE.parents[1] / "runs" / "results" / "training"
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "efficientnet_b0")
 DATASETS: dict[str, dict[str, Any]] = {
-    "tiny_imagenet_20": {"size": [64, 64], "epochs": {"efficientnet_lite0": 20, "efficientnet_b0": 20}, "default": 30},
-    "cifar10": {"size": [32, 32], "epochs": {}, "default": 4},
+    "tiny_imagenet_20": {"size": [64, 64], "epochs": {"efficientnet_lite0": 20, "efficientnet_b0": 12}, "default": 30},
+    "cifar10": {"size": [32, 32], "epochs": {}, "default": 3},
 }
 """Fewer epochs for the larger networks, so that each training takes less than 40 minutes of one core."""
 SIDES = ("baseline", "edgeship")
