@@ -16,9 +16,10 @@ from pydantic import Field, model_validator
 
 from pipeline.calibration.methods import Method
 from pipeline.errors import DataError
+from pipeline.quantization.calibration_checks import calibration_doubts
 from pipeline.quantization.calibration_set import draw_calibration_set
 from pipeline.samples import calibration_input_file, reference_input_file, reference_output_file
-from pipeline.stages.base import FrozenConfig
+from pipeline.stages.base import FrozenConfig, Tell
 from pipeline.training.images import preprocessed_training_images
 
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -89,8 +90,10 @@ def write_reference(data: Path, out_dir: Path, predict: Predict) -> dict[str, An
     return {"reference_images": len(images), "test_images": num_test}
 
 
-def write_calibration_set(data: Path, out_dir: Path, config: QuantizationConfig) -> dict[str, Any]:
+def write_calibration_set(data: Path, out_dir: Path, config: QuantizationConfig, tell: Tell) -> dict[str, Any]:
     """Draws the calibration set from the training split, writes its images, and returns the list for the manifest.
+
+    What speaks against it (`calibration_doubts`) is told as warnings and stands in the manifest.
 
     Raises:
         DataError: The training split has fewer images than asked for.
@@ -104,8 +107,15 @@ def write_calibration_set(data: Path, out_dir: Path, config: QuantizationConfig)
             record = json.loads(line)
             if record["split"] == "train" and record["row"] in chosen:
                 names[record["row"]] = (record["name"], record["digest"])
-    np.save(out_dir / calibration_input_file(0), preprocessed_training_images(data, rows))
+    images = preprocessed_training_images(data, rows)
+    np.save(out_dir / calibration_input_file(0), images)
+    num_classes = len(json.loads((data / "dataset.json").read_text(encoding="utf-8"))["classes"])
+    test = np.load(data / "test_images.npy", mmap_mode="r")
+    doubts = calibration_doubts(images, labels[rows], num_classes=num_classes, test=test)
+    for warning in doubts["warnings"]:
+        tell({"warning": warning})
     return {
+        **doubts,
         "seed": config.seed,
         "count": len(rows),
         "rows": rows.tolist(),

@@ -74,6 +74,7 @@ def _network(result: RunResult) -> dict[str, Any] | None:
             "calibration_warnings": calibrated["calibration_warnings"],
             "test_accuracy": calibrated["test"]["after"]["accuracy"],
             "calibration_images": calibrated["calibration_set"]["count"],
+            "calibration_set_warnings": calibrated["calibration_set"]["warnings"],
         }
     return known
 
@@ -216,6 +217,8 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         )
     if network.get("reference"):
         lines.append(_own_model_line(network))
+        lines += network["reference"].get("calibration_set", {}).get("warnings", ())
+    lines += network.get("calibration_set_warnings", ())
     lines += [
         f"Selected for {name}: {selection['reason']}" if selection["selected"] else selection["reason"]
         for name, selection in report["selected"].items()

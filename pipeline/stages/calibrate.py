@@ -54,7 +54,7 @@ class CalibrateStage(Stage):
         write_saved_model(model, out_dir)
         tell({"message": "recording the reference on the test split"})
         metrics["test"] |= write_reference(data, out_dir, lambda images: predict_logits(model, images))
-        metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization)
+        metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization, tell)
         return metrics
 
     def _calibrate(self, model: Any, data: Path, out_dir: Path, tell: Tell) -> dict[str, Any]:

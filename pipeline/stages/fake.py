@@ -86,7 +86,7 @@ class FakeCalibrateStage(Stage):
         classes = splits["test"].logits.shape[1]
         image_signature((height, width, channels), classes, source="fake", model=WEIGHTS_FILE).write(out_dir)
         metrics["test"] |= write_reference(data, out_dir, lambda images: _predict(out_dir, images))
-        metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization)
+        metrics["calibration_set"] = write_calibration_set(data, out_dir, self.quantization, tell)
         return metrics
 
 

@@ -18,6 +18,7 @@ from pipeline.imports.checks import check_image_input
 from pipeline.imports.reference import reference_outputs
 from pipeline.judgement import completed, judge
 from pipeline.model_source import ModelSource
+from pipeline.quantization.calibration_checks import calibration_doubts
 from pipeline.quantization.calibration_set import draw_calibration_set
 from pipeline.reference import QuantizationConfig
 from pipeline.samples import (
@@ -73,8 +74,10 @@ class ReferenceStage(Stage):
                 signature = check_image_input(signature, (height, width))
             samples = _copied(split_samples(data, self.split, signature), out_dir)
             if self.quantization is not None:
-                train = split_samples(data, "train", signature)
-                metrics["calibration_set"] = _calibration_set(train, self.quantization, out_dir)
+                train, test = (split_samples(data, name, signature) for name in ("train", "test"))
+                metrics["calibration_set"] = _calibration_set(train, test, self.quantization, out_dir)
+                for warning in metrics["calibration_set"]["warnings"]:
+                    tell({"warning": warning})
         tell({"message": f"running the model itself on {len(samples)} samples"})
         outputs = reference_outputs(ModelSource(inputs["model"], signature), samples, tell)
         _check_finite(outputs)
@@ -102,8 +105,11 @@ class ReferenceStage(Stage):
         return SampleSet(signature, tuple(files))
 
 
-def _calibration_set(samples: SampleSet, config: QuantizationConfig, out_dir: Path) -> dict[str, Any]:
-    """Draws the calibration set from the training split, balanced over the classes where there are labels."""
+def _calibration_set(samples: SampleSet, test: SampleSet, config: QuantizationConfig, out_dir: Path) -> dict[str, Any]:
+    """Draws the calibration set from the training split, balanced over the classes where there are labels.
+
+    Doubts are about the first input, which most models have alone.
+    """
     available, count = len(samples), config.calibration_images
     if count > available:
         raise DataError(
@@ -114,7 +120,13 @@ def _calibration_set(samples: SampleSet, config: QuantizationConfig, out_dir: Pa
     rows = draw_calibration_set(labels.astype(np.int64), count, config.seed)
     for index, path in enumerate(samples.files):
         np.save(out_dir / calibration_input_file(index), np.load(path, mmap_mode="r")[rows])
-    return {"seed": config.seed, "count": len(rows), "rows": rows.tolist()}
+    doubts = calibration_doubts(
+        np.load(out_dir / calibration_input_file(0), mmap_mode="r"),
+        labels[rows] if samples.labels is not None else None,
+        num_classes=int(labels.max()) + 1,
+        test=np.load(test.files[0], mmap_mode="r"),
+    )
+    return {**doubts, "seed": config.seed, "count": len(rows), "rows": rows.tolist()}
 
 
 def _copied(samples: SampleSet, out_dir: Path) -> SampleSet:

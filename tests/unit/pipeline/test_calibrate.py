@@ -56,6 +56,7 @@ def make_data(folder: Path, *, train: int = 90, validation: int = 60, test: int 
             {"split": split, "row": row, "name": f"{split}/{row}", "digest": f"d-{split}-{row}"} for row in range(count)
         ]
     (folder / "index.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[::-1]))
+    (folder / "dataset.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
     return folder
 
 
@@ -109,22 +110,37 @@ def test_an_empty_validation_split_is_named(tmp_path: Path) -> None:
         stage()._calibrate(Linear(), make_data(tmp_path, validation=0), tmp_path, lambda _: None)
 
 
+def draw(data: Path, out_dir: Path, **settings: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    return write_calibration_set(data, out_dir, QuantizationConfig(**settings), events.append), events
+
+
 def test_the_calibration_set_is_listed_with_names_and_digests(tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    listed = write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=3))
+    listed, _ = draw(data, tmp_path, calibration_images=64, seed=3)
     assert listed["count"] == 64
     assert listed["rows"] == sorted(set(listed["rows"]))
     assert listed["names"] == [f"train/{row}" for row in listed["rows"]]
     assert listed["digests"] == [f"d-train-{row}" for row in listed["rows"]]
     images = np.load(tmp_path / "calibration_input_0.npy")
     np.testing.assert_array_equal(images, np.load(data / "train_images.npy")[listed["rows"]])
-    assert write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=3)) == listed
-    assert write_calibration_set(data, tmp_path, QuantizationConfig(calibration_images=64, seed=4)) != listed
+    assert draw(data, tmp_path, calibration_images=64, seed=3)[0] == listed
+    assert draw(data, tmp_path, calibration_images=64, seed=4)[0] != listed
+
+
+def test_doubts_about_the_calibration_set_are_told_and_listed(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    rows = draw(data, tmp_path, calibration_images=64)[0]["rows"]
+    np.save(data / "test_images.npy", np.load(data / "train_images.npy")[rows[:3]])
+    listed, events = draw(data, tmp_path, calibration_images=64)
+    assert listed["in_test_split"] == 3
+    assert [event["warning"] for event in events] == listed["warnings"]
+    assert any("3 of the 64 calibration samples" in warning for warning in listed["warnings"])
 
 
 def test_too_few_training_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="100 images from 90"):
-        write_calibration_set(make_data(tmp_path), tmp_path, QuantizationConfig(calibration_images=100))
+        draw(make_data(tmp_path), tmp_path, calibration_images=100)
 
 
 def logits_of(images: Any) -> Any:

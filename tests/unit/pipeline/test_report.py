@@ -31,7 +31,7 @@ SUMMARY = {"ece": 0.02, "ece_interval": [0.01, 0.03], "nll": 0.1, "brier": 0.05,
 BOTH = {"before": SUMMARY | {"ece": 0.12, "ece_interval": [0.1, 0.14]}, "after": SUMMARY}
 CALIBRATED = {
     "method": "temperature", "temperature": 1.5, "calibration_warnings": [], "validation": BOTH, "test": BOTH,
-    "calibration_set": {"count": 200},
+    "calibration_set": {"count": 200, "warnings": []},
 }  # fmt: skip
 DATA = {
     "num_classes": 10,
