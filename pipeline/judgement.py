@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from devices.board.confidence import ConfidenceMap
 from pipeline.calibration.measures import calibration_change
 from pipeline.quality import as_logits, loss_against, quality
+from pipeline.quantization.comparison import compare_accuracy
 from pipeline.samples import SampleSet
 from pipeline.signature import OutputKind, OutputTensor, Signature
 
@@ -79,8 +81,8 @@ def compare_quality(
 
     Returns:
         As `judge`, with `reference_accuracy` and `accuracy_drop` (see `pipeline.quality.loss_against`), and for a
-        classifier `reference_ece`, `ece_change` and `ece_change_interval` (see
-        `pipeline.calibration.measures.calibration_change`).
+        classifier `paired` (the fields of `pipeline.quantization.comparison.AccuracyDrop`), `reference_ece`,
+        `ece_change` and `ece_change_interval` (see `pipeline.calibration.measures.calibration_change`).
 
     Raises:
         InputError: As `judge`.
@@ -91,7 +93,12 @@ def compare_quality(
     if signature.is_classifier and samples.labels is not None:
         labels, kind = np.load(samples.labels), signature.outputs[0].kind
         logits, references = (as_logits(each[: len(labels)], kind) for each in (output, reference))
-        found |= {"reference_ece": other["ece"], **calibration_change(logits, references, labels, confidence_map)}
+        right, expected = (each.argmax(axis=1) == labels for each in (logits, references))
+        found |= {
+            "paired": asdict(compare_accuracy(expected, right)),
+            "reference_ece": other["ece"],
+            **calibration_change(logits, references, labels, confidence_map),
+        }
     return found
 
 

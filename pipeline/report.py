@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
+from pipeline.quantization.report import drop_lines
 from pipeline.runner import RunResult
 
 
@@ -96,7 +97,7 @@ def _artifact(result: RunResult, name: str) -> dict[str, Any]:
     }
     verified = _metrics(result, name.replace("export/", "verify/", 1)) or {}
     for field in (
-        "metric", "accuracy", "accuracy_interval", "accuracy_drop", "ece", "ece_interval", "reference_ece",
+        "metric", "accuracy", "accuracy_interval", "accuracy_drop", "paired", "ece", "ece_interval", "reference_ece",
         "ece_change", "ece_change_interval", "mce", "adaptive_ece", "classwise_ece", "nll", "brier", "parity",
         "outputs", "images",
     ):  # fmt: skip
@@ -223,6 +224,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         f"Selected for {name}: {selection['reason']}" if selection["selected"] else selection["reason"]
         for name, selection in report["selected"].items()
     ]
+    lines += drop_lines(report)
     lines += [line for row in report["artifacts"] for line in worse_calibration_lines(row)]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}
     lines += sorted(notes)

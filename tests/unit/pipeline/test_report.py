@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from devices.profile import load_profile
 from pipeline.errors import StageError
 from pipeline.gates import GatesConfig
 from pipeline.manifest import Artifact, Manifest
+from pipeline.quantization.comparison import compare_accuracy
 from pipeline.recipe import Recipe
 from pipeline.report import TABLE_COLUMNS, failed_gates, markdown, report_of, summary_lines, table_rows
 from pipeline.runner import RunResult, StageRecord
@@ -210,6 +213,26 @@ def test_a_model_that_is_certainly_worse_calibrated_is_named(change: float, inte
     lines = [line for line in summary_lines(report_of(result)) if "worsens the calibration error" in line]
     expected = ["fake int8 worsens the calibration error from 2.00 to 3.00 % (by 0.20 to 1.80 points)."]
     assert lines == (expected if told else [])
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [(0, None), (30, "fake/int8: The accuracy does not hold: a drop of 3.00 points"),
+     (10, "fake/int8: The sample is too small to tell: a drop of 1.00 points")],
+    ids=["held", "broken", "unclear"],
+)  # fmt: skip
+def test_a_drop_that_is_not_shown_to_hold_is_told(lost: int, words: str | None) -> None:
+    expected = np.ones(1000, bool)
+    right = expected.copy()
+    right[:lost] = False
+    result = whole()
+    for precision in ("float32", "int8"):
+        drop = asdict(compare_accuracy(expected, right))
+        result.artifacts[f"verify/fake/{precision}"].manifest.metrics.update(paired=json.loads(json.dumps(drop)))
+    lines = [line for line in summary_lines(report_of(result)) if line.startswith("fake/")]
+    assert len(lines) == (words is not None), "float32 is the judge's business, not the sample's"
+    assert all(words is not None and line.startswith(words) for line in lines)
+    assert json.loads(json.dumps(report_of(result)))["artifacts"][1]["paired"]["lost"] == lost
 
 
 def test_every_method_has_its_words() -> None:

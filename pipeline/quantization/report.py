@@ -1,0 +1,34 @@
+"""What a report says about the accuracy that quantization costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.quantization.comparison import AccuracyDrop
+
+
+def drop_of(artifact: Mapping[str, Any]) -> AccuracyDrop | None:
+    """Returns the paired comparison of an artifact of a report; None where it was not judged by classes."""
+    paired = artifact.get("paired")
+    if paired is None:
+        return None
+    intervals = {name: tuple(paired[name]) for name in ("interval", "bootstrap_interval")}
+    return AccuracyDrop(**{**paired, **intervals})
+
+
+def drop_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each integer artifact whose drop the test images don't show to keep to its limit.
+
+    Args:
+        report: As a whole.
+    """
+    limits = {row["artifact"]: row["limit"] for row in report["gates"] if row["name"] == "max_accuracy_drop"}
+    lines = []
+    for artifact in report["artifacts"]:
+        label, drop = f"{artifact['target']}/{artifact['precision']}", drop_of(artifact)
+        if drop is None or not artifact["precision"].startswith("int") or label not in limits:
+            continue
+        if drop.verdict(limits[label]) != "held":
+            lines.append(f"{label}: {drop.sentence(limits[label])}")
+    return lines
