@@ -1,0 +1,79 @@
+"""What int8 in one runtime is made with; a module of `pipeline.targets` for each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.model_source import Sample
+from pipeline.quantization.ranges import Range
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+class FloatGraph(Protocol):
+    """Reads and runs a runtime's own model files; names are those of the file."""
+
+    def operations(self, path: Path) -> tuple[str, ...]:
+        """Returns the names of the operations that can be left in float, convolutions and matrix products among them.
+
+        They are in the order in which they run.
+        """
+
+    def layers(self, path: Path) -> Mapping[str, str]:
+        """Returns for each convolution and matrix product the tensor that it gives, in the order in which they run."""
+
+    def activations(self, path: Path, samples: Iterable[Sample], names: Collection[str]) -> Iterator[Tensors]:
+        """Runs a float or an int8 file and yields the named tensors as float32, sample by sample."""
+
+
+class Quantizer(FloatGraph, Protocol):
+    """Makes int8 files of float ones.
+
+    Attributes:
+        SCHEMES: Ways to int8 and what each does, as a sentence; the first is taken where nothing was measured.
+            `converter` is what the converter's defaults give.
+    """
+
+    SCHEMES: Mapping[str, str]
+
+    def lower(self, float_path: Path, scheme: str, out_path: Path) -> None:
+        """Writes a float file in the operations that a scheme wants; the same function."""
+
+    def observed(self, path: Path) -> tuple[str, ...]:
+        """Returns the names of the tensors that take a range."""
+
+    def quantize(
+        self,
+        path: Path,
+        scheme: str,
+        ranges: Mapping[str, Range],
+        float_layers: Collection[str],
+        out_path: Path,
+        *,
+        reduce_range: bool = False,
+    ) -> None:
+        """Writes the int8 file of a lowered float file; the same bytes for the same arguments."""
+
+
+class SignalToNoise:
+    """How far a signal stands above its difference from another: 10 log10(sum of signal² / sum of differences²)."""
+
+    def __init__(self) -> None:
+        self._signal = self._noise = 0.0
+
+    def add(self, signal: npt.NDArray[Any], other: npt.NDArray[Any]) -> None:
+        """Takes a part of both signals, of the same shape."""
+        reference = signal.astype(np.float64)
+        self._signal += float((reference**2).sum())
+        self._noise += float(((reference - other.astype(np.float64)) ** 2).sum())
+
+    def decibels(self) -> float:
+        """Returns the ratio: infinite where both are equal, -infinite for a signal of zeros that the other is not."""
+        if self._noise == 0:
+            return float("inf")
+        return 10 * float(np.log10(self._signal / self._noise)) if self._signal > 0 else float("-inf")

@@ -1,0 +1,155 @@
+"""Which layers int8 hurts: each by itself, and each in the whole int8 model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.model_source import Sample
+from pipeline.quantization.quantizer import Quantizer, SignalToNoise
+from pipeline.quantization.ranges import Range
+
+SENSITIVITY_FILE = "sensitivity.json"
+SENSITIVITY_PICTURE = "sensitivity.svg"
+_INFINITE_DB = 200.0
+"""What stands for no noise at all in a file of finite numbers; float32 itself has about 140 dB."""
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "edgeship",  # ids of shapes are random without it
+    "svg.fonttype": "path",
+    "font.size": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """One convolution or matrix product.
+
+    Attributes:
+        layer: Its name in the file.
+        alone_db: Signal-to-noise ratio of the model's first output where this layer alone is int8.
+        output_db: Signal-to-noise ratio of what this layer gives in the model that is int8 as a whole. None, as
+            `alone_db`, where the int8 file does not hold the tensor.
+    """
+
+    layer: str
+    alone_db: float | None
+    output_db: float | None
+
+
+def measure_sensitivity(
+    quantizer: Quantizer,
+    path: Path,
+    *,
+    scheme: str,
+    ranges: Mapping[str, Range],
+    samples: Sequence[Sample],
+    output: str,
+    scratch: Path,
+    progress: Progress | None = None,
+) -> tuple[LayerSensitivity, ...]:
+    """Quantizes each layer alone, then all of them, and compares with float on the same samples.
+
+    Args:
+        quantizer: Of the runtime.
+        path: A float file, lowered for the scheme.
+        scheme: Of the quantizer.
+        ranges: Of the tensors.
+        samples: A few; noise is averaged over all values, so 16 images do.
+        output: Name of the output that is compared.
+        scratch: An empty directory for the files in between.
+        progress: Takes how many layers are done, and of how many.
+
+    Returns:
+        All layers, in the order in which they run.
+    """
+    layers, operations = quantizer.layers(path), quantizer.operations(path)
+    whole, alone = scratch / f"whole{path.suffix}", scratch / f"alone{path.suffix}"
+    quantizer.quantize(path, scheme, ranges, (), whole)
+    own = _ratios(quantizer, path, whole, samples, list(layers.values()))
+    found = []
+    for number, (layer, tensor) in enumerate(layers.items(), 1):
+        quantizer.quantize(path, scheme, ranges, [name for name in operations if name != layer], alone)
+        found.append(LayerSensitivity(layer, _ratios(quantizer, path, alone, samples, [output])[output], own[tensor]))
+        if progress is not None:
+            progress(number, len(layers))
+    return tuple(found)
+
+
+def _ratios(
+    quantizer: Quantizer, path: Path, other: Path, samples: Sequence[Sample], names: Sequence[str]
+) -> dict[str, float | None]:
+    """Returns the signal-to-noise ratio of each tensor in another file against a float one, over all samples."""
+    ratios = {name: SignalToNoise() for name in names}
+    known: set[str] = set()
+    pairs = zip(quantizer.activations(path, samples, names), quantizer.activations(other, samples, names), strict=True)
+    for expected, found in pairs:
+        known |= found.keys()
+        for name, values in found.items():
+            ratios[name].add(expected[name], values)
+    return {name: _finite(ratios[name].decibels()) if name in known else None for name in names}
+
+
+def write_sensitivity(layers: Sequence[LayerSensitivity], directory: Path, *, title: str) -> None:
+    """Writes `sensitivity.json` and `sensitivity.svg`, the same bytes for the same numbers."""
+    rows = [asdict(layer) for layer in layers]
+    text = json.dumps({"schema_version": 1, "layers": rows}, indent=1) + "\n"
+    (directory / SENSITIVITY_FILE).write_text(text, encoding="utf-8")
+    draw_sensitivity(layers, directory / SENSITIVITY_PICTURE, title=title)
+
+
+def draw_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, title: str) -> None:
+    """Draws both ratios of each layer, in the order in which they run.
+
+    Args:
+        layers: At least one.
+        path: Of the file, whose suffix says the format: `.svg` or `.png`.
+        title: Above the picture.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        figure = Figure(figsize=(7.5, 1.4 + 0.16 * len(layers)), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(layers))
+        axes.barh(
+            places, [layer.alone_db or 0.0 for layer in layers], color="#0072B2", height=0.7, label="it alone in int8"
+        )
+        known = [(place, layer.output_db) for place, layer in enumerate(layers) if layer.output_db is not None]
+        if known:
+            axes.plot(
+                [value for _, value in known], [place for place, _ in known], "D", color="#D55E00", markersize=3.5,
+                label="its own output, all in int8",
+            )  # fmt: skip
+        axes.set_yticks(places, [_short(layer.layer) for layer in layers])
+        axes.set_ylim(len(layers) - 0.4, -0.6)
+        axes.set(xlabel="signal-to-noise ratio, dB (less is more sensitive)", title=title)
+        axes.grid(axis="x", linewidth=0.4)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=120, metadata=metadata, facecolor="white")
+
+
+def _finite(decibels: float) -> float:
+    return float(np.clip(decibels, -_INFINITE_DB, _INFINITE_DB))
+
+
+def _short(name: str) -> str:
+    """Returns the telling part of a name: converters put paths in front of it."""
+    words = name.split(";", maxsplit=1)[0].rstrip("/").split("/")
+    told = [word for word in words if word not in {"Conv2D", "convolution", "depthwise", "MatMul", "BiasAdd", "Add"}]
+    text = told[-1] if told else name
+    return text if len(text) <= 40 else f"…{text[-39:]}"
