@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from pipeline.model_source import Sample
 from pipeline.quantization.ranges import Range
+
+_MOST_DECIBELS = 200.0
+"""What stands for no noise at all, so that a file can hold it; float32 itself has about 140 dB."""
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -77,3 +80,31 @@ class SignalToNoise:
         if self._noise == 0:
             return float("inf")
         return 10 * float(np.log10(self._signal / self._noise)) if self._signal > 0 else float("-inf")
+
+
+def signal_to_noise(
+    graph: FloatGraph, path: Path, other: Path, samples: Sequence[Sample], names: Sequence[str]
+) -> dict[str, float | None]:
+    """Returns how far each tensor of a float file stands above its difference from that of another file.
+
+    Args:
+        graph: Of the runtime.
+        path: The float file.
+        other: The same model in int8.
+        samples: What both are fed with.
+        names: Of tensors.
+
+    Returns:
+        In decibels, -200 to 200, over all samples; None for a tensor that the other file does not hold.
+    """
+    ratios = {name: SignalToNoise() for name in names}
+    known: set[str] = set()
+    pairs = zip(graph.activations(path, samples, names), graph.activations(other, samples, names), strict=True)
+    for expected, found in pairs:
+        known |= found.keys()
+        for name, values in found.items():
+            ratios[name].add(expected[name], values)
+    return {
+        name: float(np.clip(ratios[name].decibels(), -_MOST_DECIBELS, _MOST_DECIBELS)) if name in known else None
+        for name in names
+    }

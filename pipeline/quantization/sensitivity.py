@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.model_source import Sample
-from pipeline.quantization.quantizer import Quantizer, SignalToNoise
+from pipeline.quantization.quantizer import Quantizer, signal_to_noise
 from pipeline.quantization.ranges import Range
 
 SENSITIVITY_FILE = "sensitivity.json"
 SENSITIVITY_PICTURE = "sensitivity.svg"
-_INFINITE_DB = 200.0
-"""What stands for no noise at all in a file of finite numbers; float32 itself has about 140 dB."""
-
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edgeship",  # ids of shapes are random without it
     "svg.fonttype": "path",
@@ -75,28 +72,16 @@ def measure_sensitivity(
     layers, operations = quantizer.layers(path), quantizer.operations(path)
     whole, alone = scratch / f"whole{path.suffix}", scratch / f"alone{path.suffix}"
     quantizer.quantize(path, scheme, ranges, (), whole)
-    own = _ratios(quantizer, path, whole, samples, list(layers.values()))
+    own = signal_to_noise(quantizer, path, whole, samples, list(layers.values()))
     found = []
     for number, (layer, tensor) in enumerate(layers.items(), 1):
         quantizer.quantize(path, scheme, ranges, [name for name in operations if name != layer], alone)
-        found.append(LayerSensitivity(layer, _ratios(quantizer, path, alone, samples, [output])[output], own[tensor]))
+        found.append(
+            LayerSensitivity(layer, signal_to_noise(quantizer, path, alone, samples, [output])[output], own[tensor])
+        )
         if progress is not None:
             progress(number, len(layers))
     return tuple(found)
-
-
-def _ratios(
-    quantizer: Quantizer, path: Path, other: Path, samples: Sequence[Sample], names: Sequence[str]
-) -> dict[str, float | None]:
-    """Returns the signal-to-noise ratio of each tensor in another file against a float one, over all samples."""
-    ratios = {name: SignalToNoise() for name in names}
-    known: set[str] = set()
-    pairs = zip(quantizer.activations(path, samples, names), quantizer.activations(other, samples, names), strict=True)
-    for expected, found in pairs:
-        known |= found.keys()
-        for name, values in found.items():
-            ratios[name].add(expected[name], values)
-    return {name: _finite(ratios[name].decibels()) if name in known else None for name in names}
 
 
 def write_sensitivity(layers: Sequence[LayerSensitivity], directory: Path, *, title: str) -> None:
@@ -141,10 +126,6 @@ def draw_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, title: s
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=120, metadata=metadata, facecolor="white")
-
-
-def _finite(decibels: float) -> float:
-    return float(np.clip(decibels, -_INFINITE_DB, _INFINITE_DB))
 
 
 def _short(name: str) -> str:
