@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
-from pipeline.quantization.report import drop_lines
+from pipeline.quantization.report import divergence_lines, drop_lines
 from pipeline.runner import RunResult
 
 
@@ -126,7 +126,7 @@ def _benchmarks(result: RunResult) -> list[dict[str, Any]]:
                         for field in (
                             "latency_ms", "load_ms", "first_inference_ms", "warm_up_count", "num_threads",
                             "peak_memory_mb", "peak_memory_reason", "baseline_memory_mb", "sha256", "size_bytes",
-                            "stopped_by", "accuracy", "accuracy_interval", "ece", "ece_interval",
+                            "stopped_by", "accuracy", "accuracy_interval", "ece", "ece_interval", "divergence",
                         )
                     },
                     "error": _without_details(case["error"]),
@@ -225,6 +225,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         for name, selection in report["selected"].items()
     ]
     lines += drop_lines(report)
+    lines += divergence_lines(report)
     lines += [line for row in report["artifacts"] for line in worse_calibration_lines(row)]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}
     lines += sorted(notes)

@@ -328,7 +328,9 @@ class _Run:
             host = host_facts() if profile.transport.kind == "local" else {}
             stage = BenchmarkStage(benchmark=self._recipe.benchmark, profile=profile, host=host)
             inputs = [name for name in ("data", "calibrate") if name in self._result.artifacts]
-            roles = {name: name for name in (*inputs, *self._exported())}
+            # What this machine answered is compared with what another device answers.
+            answered = [name for name in self._result.artifacts if name.startswith("verify/") and not host]
+            roles = {name: name for name in (*inputs, *self._exported(), *answered)}
             self._try(f"benchmark/{profile.name}", stage, roles)
             measured = self._result.artifacts.get(f"benchmark/{profile.name}")
             if measured is not None:

@@ -32,3 +32,21 @@ def drop_lines(report: Mapping[str, Any]) -> list[str]:
         if drop.verdict(limits[label]) != "held":
             lines.append(f"{label}: {drop.sentence(limits[label])}")
     return lines
+
+
+def divergence_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each artifact that answers otherwise on a device than on the machine that made it.
+
+    Args:
+        report: As a whole.
+    """
+    lines = []
+    for row in report["benchmarks"]:
+        found = row.get("divergence")
+        if not found or found["snr_db"] is None:
+            continue
+        text = f"{row['target']}/{row['precision']} answers otherwise on {row['device']} than here: "
+        if found["top1_agreement"] is not None:
+            text += f"another class for {100 * (1 - found['top1_agreement']):.2f} % of the test images, "
+        lines.append(f"{text}largest difference {100 * found['max_logit_difference']:.2g} % of the range.")
+    return lines

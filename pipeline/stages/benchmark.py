@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from devices.board.confidence import ConfidenceMap, read_confidence_map
@@ -17,7 +18,8 @@ from pipeline.answers import answers_on
 from pipeline.errors import InputError
 from pipeline.judgement import UNJUDGED, judge
 from pipeline.manifest import read_manifest
-from pipeline.samples import SampleSet, split_samples
+from pipeline.metrics import parity
+from pipeline.samples import SampleSet, output_file, split_samples
 from pipeline.signature import read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import TARGETS
@@ -62,7 +64,8 @@ class BenchmarkConfig(FrozenConfig):
 class BenchmarkStage(Stage):
     """Reads `calibrate`, `data` where there is any, and one `export/<target>/<precision>` a model.
 
-    Writes `benchmark.json`.
+    For a device that is not this machine also `verify/<target>/<precision>`, what this machine answered: the same int8
+    file can answer differently on another processor. Writes `benchmark.json`.
 
     Attributes:
         benchmark: How long.
@@ -102,7 +105,8 @@ class BenchmarkStage(Stage):
         result = benchmark(self.profile, cases, self.benchmark.settings(), tell=tell).model_dump(mode="json")
         for case, measured in zip(cases, result["cases"], strict=True):
             if measured["error"] is None and samples is not None:
-                measured.update(self._accuracy(case, samples, confidence_map, out_dir, tell))
+                here = inputs.get(f"verify/{case.id}")
+                measured.update(self._accuracy(case, samples, confidence_map, out_dir, tell, here=here))
         (out_dir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return {
             "device": self.profile.name,
@@ -115,16 +119,29 @@ class BenchmarkStage(Stage):
         }
 
     def _accuracy(
-        self, case: Case, samples: SampleSet, confidence_map: ConfidenceMap | None, out_dir: Path, tell: Tell
+        self,
+        case: Case,
+        samples: SampleSet,
+        confidence_map: ConfidenceMap | None,
+        out_dir: Path,
+        tell: Tell,
+        *,
+        here: Path | None,
     ) -> dict[str, Any]:
         signature = samples.signature
         tell({"message": f"accuracy of {case.id} on {len(samples)} test samples"})
         try:
             answers = answers_on(self.profile, case, samples.for_device(), signature, scratch=out_dir, tell=tell)
-            found = judge(signature, answers[signature.outputs[0].name], samples, confidence_map)
+            output = answers[signature.outputs[0].name]
+            found = judge(signature, output, samples, confidence_map)
         except (DeviceError, InputError) as error:
             return {**UNJUDGED, "accuracy_reason": error.message}
-        return {name: found[name] for name in UNJUDGED}
+        known = {name: found[name] for name in UNJUDGED}
+        if here is None:
+            return known
+        # The samples of the comparison begin with the test split and may go on with others.
+        reference = np.load(here / output_file(0), mmap_mode="r")[: len(output)]
+        return {**known, "divergence": parity(reference, output, classes=signature.is_classifier)}
 
 
 def _case(label: str, directory: Path, num_threads: int | None) -> Case:

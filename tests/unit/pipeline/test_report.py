@@ -235,6 +235,18 @@ def test_a_drop_that_is_not_shown_to_hold_is_told(lost: int, words: str | None) 
     assert json.loads(json.dumps(report_of(result)))["artifacts"][1]["paired"]["lost"] == lost
 
 
+def test_other_answers_on_a_device_are_told() -> None:
+    same = {"logit_range": 9.0, "max_logit_difference": 0.0, "mean_logit_difference": 0.0, "snr_db": None,
+            "top1_agreement": 1.0}  # fmt: skip
+    result = whole()
+    cases = result.artifacts["benchmark/fake"].manifest.metrics["cases"]
+    cases[0]["divergence"] = same
+    cases[1]["divergence"] = same | {"snr_db": 40.0, "max_logit_difference": 0.012, "top1_agreement": 0.995}
+    lines = [line for line in summary_lines(report_of(result)) if "answers otherwise" in line]
+    words = "another class for 0.50 % of the test images, largest difference 1.2 % of the range."
+    assert lines == [f"fake/int8 answers otherwise on fake than here: {words}"]
+
+
 def test_every_method_has_its_words() -> None:
     for changes, words in (
         ({"method": "vector", "temperature": None}, "vector scaling takes the calibration error"),

@@ -79,7 +79,9 @@ def test_inputs_are_the_keys_of_what_was_read(run: Any) -> None:
     assert inputs["calibrate"] == {"data": keys["data"], "train": keys["train"]}
     assert inputs["export/fake/int8"] == {"calibrate": keys["calibrate"]}
     assert inputs["verify/fake/int8"] == {"calibrate": keys["calibrate"], "export": keys["export/fake/int8"]}
-    assert inputs["benchmark/fake"] == {"data": keys["data"], "calibrate": keys["calibrate"], **exports}
+    assert inputs["benchmark/fake"] == {"data": keys["data"], "calibrate": keys["calibrate"], **exports, **verified}
+    cases = result.artifacts["benchmark/fake"].manifest.metrics["cases"]
+    assert [case["divergence"]["top1_agreement"] for case in cases] == [1.0] * len(exports)
     assert inputs["select/fake"] == {"benchmark": keys["benchmark/fake"], **exports, **verified}
 
 
