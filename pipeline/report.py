@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
-from pipeline.quantization.report import divergence_lines, drop_lines
+from pipeline.quantization.report import divergence_lines, drop_lines, speed_lines
 from pipeline.runner import RunResult
 
 
@@ -224,6 +224,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         f"Selected for {name}: {selection['reason']}" if selection["selected"] else selection["reason"]
         for name, selection in report["selected"].items()
     ]
+    lines += speed_lines(report)
     lines += drop_lines(report)
     lines += divergence_lines(report)
     lines += [line for row in report["artifacts"] for line in worse_calibration_lines(row)]

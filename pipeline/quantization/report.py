@@ -50,3 +50,32 @@ def divergence_lines(report: Mapping[str, Any]) -> list[str]:
             text += f"another class for {100 * (1 - found['top1_agreement']):.2f} % of the test images, "
         lines.append(f"{text}largest difference {100 * found['max_logit_difference']:.2g} % of the range.")
     return lines
+
+
+def speed_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns for each device how long int8 takes beside float32 in the same runtime, and where it does not pay.
+
+    Args:
+        report: As a whole.
+    """
+    medians: dict[str, dict[tuple[str, str], float]] = {}
+    for row in report["benchmarks"]:
+        if row["latency_ms"]:
+            medians.setdefault(row["device"], {})[row["target"], row["precision"]] = row["latency_ms"]["p50"]
+    lines = []
+    for device, known in medians.items():
+        ratios = {
+            target: median / known[target, "float32"]
+            for (target, precision), median in known.items()
+            if precision == "int8" and (target, "float32") in known
+        }
+        if ratios:
+            words = ", ".join(f"{ratio:.2f} in {target}" for target, ratio in ratios.items())
+            lines.append(f"On {device} int8 takes so much of the time of float32: {words}.")
+        lines += [
+            f"{target} int8 is no faster than float32 on {device} ({ratio:.2f} of its time): take float32 there, or "
+            f"let quantization.search: device look for another way."
+            for target, ratio in ratios.items()
+            if ratio >= 1
+        ]
+    return lines

@@ -235,6 +235,17 @@ def test_a_drop_that_is_not_shown_to_hold_is_told(lost: int, words: str | None) 
     assert json.loads(json.dumps(report_of(result)))["artifacts"][1]["paired"]["lost"] == lost
 
 
+@pytest.mark.parametrize(("p50", "words"), [(1.0, "0.50 in fake"), (2.5, "1.25 in fake")], ids=["faster", "slower"])
+def test_how_fast_int8_is_beside_float32_is_told(p50: float, words: str) -> None:
+    result = whole()
+    result.artifacts["benchmark/fake"].manifest.metrics["cases"][1]["latency_ms"]["p50"] = p50
+    lines = summary_lines(report_of(result))
+    assert f"On fake int8 takes so much of the time of float32: {words}." in lines
+    slower = [line for line in lines if "is no faster than float32" in line]
+    assert len(slower) == (p50 >= 2)
+    assert all("take float32 there" in line for line in slower)
+
+
 def test_other_answers_on_a_device_are_told() -> None:
     same = {"logit_range": 9.0, "max_logit_difference": 0.0, "mean_logit_difference": 0.0, "snr_db": None,
             "top1_agreement": 1.0}  # fmt: skip
