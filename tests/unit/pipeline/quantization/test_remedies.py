@@ -1,9 +1,8 @@
-"""The walk over the remedies, on networks that numpy runs."""
+"""Remedies for a drop of accuracy, on networks that numpy runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from pipeline.model_source import Calibration
 from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy
 from pipeline.quantization.quantizer import Quantizer
-from pipeline.quantization.remedies import Outcome, Remedy, Variant, walk
+from pipeline.quantization.ranges import RANGE_METHODS
+from pipeline.quantization.remedies import Trial, best_attempt, try_mixed, try_ranges
 from pipeline.quantization.static import Observed, lowered_and_observed
 from pipeline.signature import InputTensor, OutputTensor, Signature
 from tests.unit.pipeline.quantization import fake_quantizer
@@ -59,88 +59,58 @@ def judge_against(path: Path) -> Callable[[Path], AccuracyDrop]:
     return lambda other: compare_accuracy(np.ones(len(labels), bool), classes(other) == labels)
 
 
-@dataclass
-class Walked:
-    outcome: Outcome
-    told: list[str]
-    made: list[Remedy]
-
-
-def run(tmp_path: Path, *, bad: str | None, max_drop: float, mend: Remedy | None = None, schemes: int = 1) -> Walked:
-    """Walks over a network; the variant `mend` has good weights, the others those of the bad network."""
-    values = weights(bad=bad)
-    candidates = [
-        observe_network(tmp_path, f"candidate-{number}", values, scheme=("plain", "converter")[number])
-        for number in range(schemes)
-    ]
+def trial(tmp_path: Path, observed: Observed, *, max_drop: float, told: list[str] | None = None) -> Trial:
     directory = tmp_path / "attempts"
     directory.mkdir()
-    told: list[str] = []
-    made: list[Remedy] = []
-
-    def variant(remedy: Remedy) -> Callable[[], Variant]:
-        def make() -> Variant:
-            made.append(remedy)
-            mended = {**values, "second": values["second"].copy()}
-            if remedy == mend:
-                mended["second"][1] = 0.0  # what stands there is multiplied by zero
-            found = observe_network(tmp_path, remedy, mended)
-            return Variant(found, found.ranges("min_max") if remedy == "training" else None)
-
-        return make
-
-    remedies: tuple[Remedy, ...] = ("bias", "rounding", "training")
-    outcome = walk(
-        candidates,
-        {remedy: variant(remedy) for remedy in remedies} if mend else {},
-        judge_against(candidates[0].path),
-        max_drop=max_drop,
-        directory=directory,
-        tell=told.append,
-    )
-    assert len(told) == len(outcome.attempts)
-    assert all(attempt.path.is_file() for attempt in outcome.attempts)
-    return Walked(outcome, told, made)
+    tell = (told if told is not None else []).append
+    return Trial(judge_against(observed.path), max_drop, directory, tell)
 
 
 def test_good_ranges_are_enough_for_a_good_network(tmp_path: Path) -> None:
-    found = run(tmp_path, bad=None, max_drop=0.1, mend="bias")
-    assert [attempt.remedy for attempt in found.outcome.attempts] == ["ranges"]
-    assert found.outcome.chosen.holds
-    assert found.made == [], "no network was changed for nothing"
-    assert not found.outcome.sensitivity
+    observed, told = observe_network(tmp_path, "good", weights()), list[str]()
+    attempt = try_ranges(trial(tmp_path, observed, max_drop=0.1, told=told), "ranges", observed)
+    assert attempt.holds
+    assert attempt.drop.drop <= 0.1
+    assert set(attempt.range_ratios) == set(RANGE_METHODS)
+    assert attempt.range_method == max(attempt.range_ratios, key=lambda method: attempt.range_ratios[method])
+    assert told == [f"ranges, plain, ranges by {attempt.range_method}: {attempt.drop.sentence(0.1)}"]
+    assert attempt.path.is_file()
+
+
+def test_one_way_to_choose_ranges_is_not_compared(tmp_path: Path) -> None:
+    observed = observe_network(tmp_path, "good", weights())
+    attempt = try_ranges(trial(tmp_path, observed, max_drop=0.1), "bias", observed, ["percentile"])
+    assert (attempt.remedy, attempt.range_method, attempt.range_ratios) == ("bias", "percentile", {})
 
 
 def test_the_most_sensitive_layer_stays_in_float(tmp_path: Path) -> None:
-    found = run(tmp_path, bad="second", max_drop=0.15)
-    assert [attempt.remedy for attempt in found.outcome.attempts] == ["ranges", "mixed"]
-    chosen = found.outcome.chosen
-    assert chosen.holds
-    assert chosen.float_layers == ("second",)
-    assert chosen.drop.drop < found.outcome.attempts[0].drop.drop - 0.2
-    assert [layer.layer for layer in found.outcome.sensitivity] == list(LAYERS)
-    assert "1 layer in float, the last is second" in found.told[-1]
+    observed, told = observe_network(tmp_path, "bad", weights(bad="second")), list[str]()
+    shared = trial(tmp_path, observed, max_drop=0.15, told=told)
+    plain = try_ranges(shared, "ranges", observed, ["min_max"])
+    assert not plain.holds
+    attempts, layers = try_mixed(shared, observed, "min_max")
+    assert [layer.layer for layer in layers] == list(LAYERS)
+    assert [attempt.float_layers for attempt in attempts] == [("second",)]
+    assert attempts[0].holds
+    assert attempts[0].drop.drop < plain.drop.drop - 0.2
+    assert "1 layer in float, the last is second" in told[-1]
+    assert best_attempt([plain, *attempts]) is attempts[0]
+    assert plain.path != attempts[0].path
 
 
-def test_weights_are_changed_before_layers_stay_in_float(tmp_path: Path) -> None:
-    found = run(tmp_path, bad="second", max_drop=0.15, mend="bias")
-    assert [attempt.remedy for attempt in found.outcome.attempts] == ["ranges", "bias"]
-    assert found.outcome.chosen.remedy == "bias"
-    assert found.made == ["bias"]
-    assert set(found.outcome.range_ratios) == {"plain", "plain+bias"}
+def test_no_more_than_a_quarter_of_the_layers_stays_in_float(tmp_path: Path) -> None:
+    observed = observe_network(tmp_path, "bad", weights(bad="second"))
+    attempts, _ = try_mixed(trial(tmp_path, observed, max_drop=-1.0), observed, "mse")
+    assert len(attempts) == 1, "of four layers one"
+    assert not attempts[0].holds
 
 
-def test_where_nothing_holds_all_are_tried_and_the_smallest_drop_is_chosen(tmp_path: Path) -> None:
-    found = run(tmp_path, bad="second", max_drop=-1.0, mend="training")
-    attempts = found.outcome.attempts
-    assert [attempt.remedy for attempt in attempts] == ["ranges", "bias", "mixed", "rounding", "training"]
-    assert found.made == ["bias", "rounding", "training"]
-    assert not any(attempt.holds for attempt in attempts)
-    assert found.outcome.chosen.drop.drop == min(attempt.drop.drop for attempt in attempts)
-    assert attempts[-1].range_method is None, "training learned its ranges"
-
-
-def test_a_slower_scheme_is_tried_before_weights_are_changed(tmp_path: Path) -> None:
-    found = run(tmp_path, bad="second", max_drop=0.15, schemes=2)
-    assert [attempt.scheme for attempt in found.outcome.attempts] == ["plain", "converter", "plain"]
-    assert set(found.outcome.range_ratios) == {"plain", "converter"}
+def test_of_attempts_that_do_not_hold_the_smallest_drop_is_best(tmp_path: Path) -> None:
+    values = weights(bad="second")
+    bad, good = observe_network(tmp_path, "bad", values), observe_network(tmp_path, "good", weights())
+    shared = trial(tmp_path, bad, max_drop=-1.0)
+    attempts = [try_ranges(shared, "ranges", bad, ["min_max"]), shared.attempt("training", good, good.ranges("mse"))]
+    assert attempts[1].range_method is None, "training learned its ranges"
+    assert attempts[0].drop.drop > attempts[1].drop.drop
+    assert best_attempt(attempts) is attempts[1]
+    assert best_attempt(attempts[::-1]) is attempts[1]
