@@ -19,6 +19,15 @@ NO_ACTIVATION, RELU, RELU6 = 0, 1, 3
 WEIGHTS_AT = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1, "BATCH_MATMUL": 1}
 """Linear operations, and where their weights are among the inputs. The bias, if any, follows the activations."""
 
+_OPTIONS = {
+    "ADD": "AddOptions",
+    "MUL": "MulOptions",
+    "MINIMUM": "MaximumMinimumOptions",
+    "QUANTIZE": "QuantizeOptions",
+    "DEQUANTIZE": "DequantizeOptions",
+}
+"""The kinds of operations that can be added, and the tables that hold their options."""
+
 
 class Graph:
     """The first subgraph of a file; the others are kept as they are.
@@ -199,10 +208,9 @@ class Graph:
     def insert(
         self, before: Any, code: str, inputs: Sequence[int], output: int, *, activation: int = NO_ACTIVATION
     ) -> Any:
-        """Adds an operation in front of another (ADD, MUL, MINIMUM or QUANTIZE) and returns it."""
+        """Adds an operation of one of the kinds in `_OPTIONS` in front of another and returns it."""
         operator, schema = self._schema.OperatorT(), self._schema
-        options = {"ADD": "AddOptions", "MUL": "MulOptions", "MINIMUM": "MaximumMinimumOptions"}
-        name = options.get(code, "QuantizeOptions")
+        name = _OPTIONS[code]
         operator.opcodeIndex = self._opcode(code)
         operator.inputs, operator.outputs = list(inputs), [output]
         operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)

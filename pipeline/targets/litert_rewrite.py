@@ -136,7 +136,9 @@ def feed_image(graph: Graph, name: str, image: str, zero: float) -> None:
     graph.set_type(fed, "int8", scale=1.0, zero_point=level - 128)
     tensor = graph.add_tensor(image, graph.shape(fed), "uint8")
     graph.set_type(tensor, "uint8", scale=1.0, zero_point=level)
-    graph.insert(graph.operators[0], "QUANTIZE", [tensor], fed)
+    floats = graph.add_tensor(f"{image}/floats", graph.shape(fed), "float32")
+    graph.insert(graph.operators[0], "QUANTIZE", [floats], fed)
+    graph.insert(graph.operators[0], "DEQUANTIZE", [tensor], floats)
     graph.set_inputs(fed, tensor)
 
 
