@@ -19,9 +19,9 @@ from pipeline.model_source import Sample
 from pipeline.targets.litert_graph import Graph
 from pipeline.targets.litert_rewrite import (
     UNCLAMPED,
-    Centering,
     center_image,
     drop_clamps,
+    cast_in_delegate,
     feed_centered,
     feed_image,
     find_centering,
@@ -145,20 +145,24 @@ def quantize(
     graph, left = Graph.read(path), frozenset(float_layers)
     _check_names(path, graph, ranges, left)
     ends = drop_clamps(graph, left)
-    ends_of = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
-    ends_of |= {name: (0.0, min(ends_of[name][1], end)) for name, end in ends.items()}
-    centering = find_centering(graph) if precision == "int8" and len(graph.inputs) == 1 else None
-    if centering is not None and any(given_name(graph, layer) in left for layer in centering.layers):
-        centering = None
-    image = None if centering is None else graph.name(centering.image)
-    fed = None if centering is None else graph.name(feed_centered(graph, centering))
-    if centering is not None and fed is not None:
-        ends_of[fed] = _pixels(centering)
-    else:
-        ends_of |= _scaled_pixels(find_centering(graph), graph)
-    result = Graph(_by_tool(graph.content(), precision, ends_of, left, image_is_fed=fed is not None))
-    if centering is not None and fed is not None and image is not None:
-        feed_image(result, fed, image, centering.zero)
+    table = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+    table |= {name: (0.0, min(table[name][1], end)) for name, end in ends.items()}
+    image, level = "", None
+    centering = find_centering(graph) if scheme != "converter" else None
+    if centering is not None:
+        add = given_name(graph, centering.add)
+        image, table[add] = graph.name(centering.image), centering.ends
+        level = centering.level if precision == "int8" and len(graph.inputs) == 1 else None
+        if level is None or any(given_name(graph, layer) in left for layer in centering.layers):
+            left, level = left | {add}, None
+        else:
+            table[add] = (-float(level), 255.0 - level)
+            feed_centered(graph, centering)
+    result = Graph(_by_tool(graph.content(), precision, table, left, quantize_inputs=level is not None))
+    if level is not None:
+        feed_image(result, image, level)
+    elif scheme != "converter":
+        cast_in_delegate(result)
     result.write(out_path)
 
 
@@ -181,14 +185,14 @@ def quantize_weights(path: Path, precision: Literal["int8_dynamic", "int8_weight
 
 
 def _by_tool(
-    content: bytes, precision: str, ranges: Mapping[str, Range], float_layers: Collection[str], *, image_is_fed: bool
+    content: bytes, precision: str, ranges: Mapping[str, Range], float_layers: Collection[str], *, quantize_inputs: bool
 ) -> bytes:
     from ai_edge_quantizer import recipe
 
     made = recipe.static_wi8_ai8() if precision == "int8" else recipe.static_wi8_ai16()
     # A scope is what an operation gives, each name with a semicolon behind it. The later entry wins.
     kept = [("*", f"^{re.escape(name + end)};") for name in sorted(float_layers) for end in ("", UNCLAMPED)]
-    ends = [("OUTPUT", ".*")] + ([] if image_is_fed else [("INPUT", ".*")])  # which keep the signature's types
+    ends = [("OUTPUT", ".*")] + ([] if quantize_inputs else [("INPUT", ".*")])  # which keep the signature's types
     made += [
         {"regex": scope, "operation": operation, "algorithm_key": "no_quantize", "op_config": {}}
         for operation, scope in (*ends, *kept)
@@ -210,20 +214,6 @@ def _quantized(content: bytes, made: Any, values: dict[str, Any] | None) -> byte
         raise UnsupportedModelError(
             f"ai-edge-quantizer can't quantize the model: {' '.join(str(error).split())[:500]}", details=str(error)
         ) from error
-
-
-def _pixels(centering: Centering) -> Range:
-    """The range of `image - zero`, zero being rounded, in which each step is a pixel value."""
-    level = float(np.rint(centering.zero))
-    return -level, 255.0 - level
-
-
-def _scaled_pixels(centering: Centering | None, graph: Graph) -> dict[str, Range]:
-    """The ranges of an image as float and of the same centered, where the graph computes them."""
-    if centering is None:
-        return {}
-    cast, add = (graph.name(operator.outputs[0]) for operator in (centering.cast, centering.add))
-    return {cast: (0.0, 255.0), add: (-centering.zero, 255.0 - centering.zero)}
 
 
 def _check_scheme(scheme: str) -> None:

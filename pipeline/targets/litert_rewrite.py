@@ -38,15 +38,25 @@ class Centering:
         image: Index of the uint8 tensor that is fed.
         cast: The operation.
         add: The operation.
-        zero: The pixel value that becomes 0.0, between 0 and 255.
+        zeros: The pixel values that become 0.0: one, or one for each channel.
         layers: The linear operations that take the result.
     """
 
     image: int
     cast: Any
     add: Any
-    zero: float
+    zeros: tuple[float, ...]
     layers: tuple[Any, ...]
+
+    @property
+    def level(self) -> int | None:
+        """The pixel value that stands for 0.0 in all channels, rounded; None where they differ."""
+        return int(np.rint(self.zeros[0])) if len(set(self.zeros)) == 1 else None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest value that the `ADD` can give."""
+        return -max(self.zeros), 255.0 - min(self.zeros)
 
 
 def lower_activations(graph: Graph) -> None:
@@ -63,6 +73,7 @@ def center_image(graph: Graph) -> None:
     """Folds the factor of the scaling of a uint8 image into the layers that take it.
 
     `image * scale + offset` becomes `image - zero`, whose steps are the pixel's own, so that int8 holds each of them.
+    Zeros of each channel are repeated along the width: sums over rows of three numbers are slow.
     """
     for cast in list(graph.operators):
         if graph.code(cast) != "CAST" or graph.type(cast.inputs[0]) != "uint8":
@@ -72,74 +83,83 @@ def center_image(graph: Graph) -> None:
         if add is None or graph.activation(multiply) or graph.activation(add):
             continue
         scale, offset = _other_constant(graph, multiply), _other_constant(graph, add)
-        layers = _layers_of(graph, add.outputs[0])
+        layers, shape = _layers_of(graph, add.outputs[0]), graph.shape(add.outputs[0])
         if scale is None or offset is None or not layers or not (scale > 0).all():
             continue
-        if offset.size not in {1, graph.shape(add.outputs[0])[-1]} or scale.size not in {1, offset.size}:
+        if len(shape) != 4 or not {scale.size, offset.size} <= {1, shape[-1]}:
             continue
         for layer in layers:
             _scale_input(graph, layer, scale.reshape(-1))
-        zero = (-offset.astype(np.float64) / scale).astype(np.float32)
-        constant = graph.add_constant(graph.name(add.outputs[0]) + "/zero", -zero)
+        offsets = (offset.reshape(-1).astype(np.float64) / scale.reshape(-1)).astype(np.float32)
+        values = offsets.reshape(()) if offsets.size == 1 else np.tile(offsets, (1, 1, shape[2], 1))
         graph.remove(multiply)
-        add.inputs = [cast.outputs[0], constant]
+        add.inputs = [cast.outputs[0], graph.add_constant(f"{graph.name(add.outputs[0])}/offset", values)]
 
 
 def find_centering(graph: Graph) -> Centering | None:
-    """Returns the way from image to convolutions, where all pixels have the same zero; None where there is none."""
+    """Returns what `center_image` wrote; None where there is nothing of the kind."""
     for cast in graph.operators:
         if graph.code(cast) != "CAST" or graph.type(cast.inputs[0]) != "uint8" or cast.inputs[0] not in graph.inputs:
             continue
         add = _only_consumer(graph, cast.outputs[0], "ADD")
-        offset = None if add is None or graph.activation(add) else _other_constant(graph, add)
-        if add is None or offset is None or offset.size != 1:
+        offset = None if add is None or graph.activation(add) else graph.constant(add.inputs[1])
+        if add is None or offset is None or offset.dtype != np.float32:
             continue
-        layers, zero = _layers_of(graph, add.outputs[0]), -float(offset.reshape(-1)[0])
-        if layers and 0 <= zero <= 255:
-            return Centering(int(cast.inputs[0]), cast, add, zero, layers)
+        rows = offset.reshape(-1, offset.shape[-1] if offset.ndim else 1)
+        layers, zeros = _layers_of(graph, add.outputs[0]), tuple(float(-value) for value in rows[0])
+        if layers and (rows == rows[0]).all() and all(0 <= zero <= 255 for zero in zeros):
+            return Centering(int(cast.inputs[0]), cast, add, zeros, layers)
     return None
 
 
-def feed_centered(graph: Graph, centering: Centering) -> int:
-    """Makes the graph take `image - zero` as a float32 tensor, with zero rounded to a pixel value.
+def feed_centered(graph: Graph, centering: Centering) -> None:
+    """Makes the graph take `image - level` as a float32 tensor, in place of the image.
 
-    What the rounding changes goes into the biases. It stays at the edges of the image, where a convolution pads with
-    half a pixel step instead of none; rounding the image itself, as converters do, changes each pixel by as much.
-
-    Returns:
-        The index of the tensor that is now fed.
+    What the rounding of the level changes goes into the biases. It stays at the edges of the image, where a
+    convolution pads with up to half a pixel step instead of none; converters round each pixel by as much.
     """
-    rest = float(np.rint(centering.zero)) - centering.zero
+    rest = float(centering.level or 0) - centering.zeros[0]
     for layer in centering.layers:
         weights = graph.constant(layer.inputs[1])
         if weights is not None and rest:
             axes = tuple(axis for axis, size in enumerate(_BY_OUTPUT_CHANNEL[graph.code(layer)]) if size == 1)
             _add_to_bias(graph, layer, rest * weights.sum(axes, dtype=np.float64))
-    fed = int(centering.add.outputs[0])
     graph.remove(centering.cast)
     graph.remove(centering.add)
-    graph.set_inputs(centering.image, fed)
-    return fed
+    graph.set_inputs(centering.image, int(centering.add.outputs[0]))
 
 
-def feed_image(graph: Graph, name: str, image: str, zero: float) -> None:
-    """Makes a graph that `feed_centered` and quantization went over take the uint8 image again.
+def feed_image(graph: Graph, image: str, level: int) -> None:
+    """Makes the quantized result of `feed_centered` take the uint8 image again.
+
+    XNNPACK has no conversion from uint8 to int8, but one from each to float32.
 
     Args:
-        graph: Its input is int8, one step a pixel value.
-        name: Of that input.
+        graph: Its one input is int8.
         image: Name for the new input.
-        zero: See `Centering`; rounded here.
+        level: The pixel value that stands for 0.0.
     """
-    fed = graph.index(name)
-    level = int(np.rint(zero))
+    [fed] = graph.inputs
     graph.set_type(fed, "int8", scale=1.0, zero_point=level - 128)
     tensor = graph.add_tensor(image, graph.shape(fed), "uint8")
     graph.set_type(tensor, "uint8", scale=1.0, zero_point=level)
     floats = graph.add_tensor(f"{image}/floats", graph.shape(fed), "float32")
-    graph.insert(graph.operators[0], "QUANTIZE", [floats], fed)
-    graph.insert(graph.operators[0], "DEQUANTIZE", [tensor], floats)
+    first = graph.operators[0]
+    graph.insert(first, "DEQUANTIZE", [tensor], floats)
+    graph.insert(first, "QUANTIZE", [floats], fed)
     graph.set_inputs(fed, tensor)
+
+
+def cast_in_delegate(graph: Graph) -> None:
+    """Writes `CAST` of a uint8 input to float32 as `DEQUANTIZE`, which XNNPACK has."""
+    for cast in list(graph.operators):
+        source = int(cast.inputs[0]) if len(cast.inputs) else -1
+        if graph.code(cast) == "CAST" and source in graph.inputs and graph.type(source) == "uint8":
+            [result] = cast.outputs
+            if graph.type(result) == "float32" and all(graph.code(taker) == "CAST" for taker in graph.consumers(source)):
+                graph.set_type(source, "uint8", scale=1.0, zero_point=0)
+                graph.insert(cast, "DEQUANTIZE", [source], int(result))
+                graph.remove(cast)
 
 
 def clamp_of(graph: Graph, operator: Any) -> Any | None:
