@@ -90,7 +90,7 @@ class Graph:
     def code(self, operator: Any) -> str:
         """Returns the kind of an operation, such as CONV_2D; CUSTOM for those that are not built in."""
         entry = self.model.operatorCodes[operator.opcodeIndex]
-        return self._codes[max(entry.builtinCode, entry.deprecatedBuiltinCode)]
+        return str(self._codes[max(entry.builtinCode, entry.deprecatedBuiltinCode)])
 
     def is_linear(self, operator: Any) -> bool:
         """Whether it is a convolution or a matrix product."""
@@ -113,7 +113,7 @@ class Graph:
 
     def type(self, index: int) -> str:
         """Returns the element type of a tensor, such as `float32`."""
-        return self._types[self._subgraph.tensors[index].type].lower()
+        return str(self._types[self._subgraph.tensors[index].type]).lower()
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Returns the shape of a tensor."""
@@ -173,6 +173,21 @@ class Graph:
         self.model.buffers.append(buffer)
         self._subgraph.tensors[index].buffer = len(self.model.buffers) - 1
 
+    def store(self, operator: Any, place: int, values: Array) -> None:
+        """Gives an operation's input new values; other operations that read the old ones keep them.
+
+        Args:
+            operator: Of this graph.
+            place: Among its inputs; the one after the last, or an empty one, is added.
+            values: Of the element type that is to be stored.
+        """
+        inputs = [int(index) for index in operator.inputs] + [-1] * (place + 1 - len(operator.inputs))
+        if inputs[place] >= 0 and self.is_only_for(inputs[place], operator):
+            self.set_constant(inputs[place], values)
+            return
+        inputs[place] = self.add_constant(f"{self.name(operator.outputs[0])}/input{place}", values)
+        operator.inputs = inputs
+
     def add_tensor(self, name: str, shape: Sequence[int], dtype: str) -> int:
         """Adds a tensor that is computed or fed, and returns its index.
 
@@ -204,6 +219,11 @@ class Graph:
         for entry in self._signature_entries("inputs"):
             if entry.tensorIndex == old:
                 entry.tensorIndex = new
+
+    def add_output(self, index: int) -> None:
+        """Makes a tensor part of the result, though of no signature."""
+        if index not in self.outputs:
+            self._subgraph.outputs = [*self.outputs, index]
 
     def insert(
         self, before: Any, code: str, inputs: Sequence[int], output: int, *, activation: int = NO_ACTIVATION

@@ -19,9 +19,9 @@ from pipeline.model_source import Sample
 from pipeline.targets.litert_graph import Graph
 from pipeline.targets.litert_rewrite import (
     UNCLAMPED,
+    cast_in_delegate,
     center_image,
     drop_clamps,
-    cast_in_delegate,
     feed_centered,
     feed_image,
     find_centering,
@@ -87,29 +87,32 @@ def activations(
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     """Runs a file and yields, sample by sample, the values of the named tensors; integers are expanded to floats.
 
-    The kernels are the interpreter's own: with a delegate, most tensors have no memory to be read from.
+    The kernels are those that the file runs in elsewhere: the tensors are read as further results of the graph.
 
     Args:
         path: A float file or a quantized one.
         samples: What the file is fed with, by the names of its inputs.
         names: Of tensors.
-    """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    interpreter = Interpreter(
-        model_path=str(path),
-        num_threads=1,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
+    Raises:
+        KeyError: The file has no tensor of a name.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    graph = Graph.read(path)
+    fed = dict(TFLiteFile(path).tensor_names())
+    for name in names:
+        graph.add_output(graph.index(name))
+    interpreter = Interpreter(model_content=graph.content(), num_threads=1)
     interpreter.allocate_tensors()
-    details = {detail["name"]: detail for detail in interpreter.get_tensor_details()}
-    fed = {name: details[tensor]["index"] for name, tensor in TFLiteFile(path).tensor_names().items()}
+    inputs = {detail["name"]: detail for detail in interpreter.get_input_details()}
+    results = {detail["name"]: detail for detail in interpreter.get_output_details()}
     for sample in samples:
         for name, values in sample.items():
-            interpreter.set_tensor(fed[name], values)
+            interpreter.set_tensor(inputs[fed[name]]["index"], values)
         interpreter.invoke()
-        yield {name: _floats(interpreter.get_tensor(details[name]["index"]), details[name]) for name in names}
+        found = {name: results[name] for name in names}
+        yield {name: _floats(interpreter.get_tensor(detail["index"]), detail) for name, detail in found.items()}
 
 
 def quantize(
@@ -225,6 +228,9 @@ def _check_names(path: Path, graph: Graph, ranges: Mapping[str, Range], float_la
     missing = [name for name in observed(path) if name not in ranges]
     if missing:
         raise ValueError(f"{len(missing)} tensors of {path.name} have no range, the first is {missing[0]}")
+    wrong = [name for name, (low, high) in ranges.items() if not -np.inf < low <= high < np.inf]
+    if wrong:
+        raise ValueError(f"the range of {wrong[0]} is {ranges[wrong[0]]}; give two finite numbers, the lower one first")
     known = {given_name(graph, operator) for operator in graph.operators}
     unknown = sorted(set(float_layers) - known)
     if unknown:

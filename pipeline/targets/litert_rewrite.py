@@ -152,14 +152,13 @@ def feed_image(graph: Graph, image: str, level: int) -> None:
 
 def cast_in_delegate(graph: Graph) -> None:
     """Writes `CAST` of a uint8 input to float32 as `DEQUANTIZE`, which XNNPACK has."""
-    for cast in list(graph.operators):
-        source = int(cast.inputs[0]) if len(cast.inputs) else -1
-        if graph.code(cast) == "CAST" and source in graph.inputs and graph.type(source) == "uint8":
-            [result] = cast.outputs
-            if graph.type(result) == "float32" and all(graph.code(taker) == "CAST" for taker in graph.consumers(source)):
-                graph.set_type(source, "uint8", scale=1.0, zero_point=0)
-                graph.insert(cast, "DEQUANTIZE", [source], int(result))
-                graph.remove(cast)
+    for cast in [operator for operator in graph.operators if graph.code(operator) == "CAST"]:
+        source, result = int(cast.inputs[0]), int(cast.outputs[0])
+        expands = source in graph.inputs and graph.type(source) == "uint8" and graph.type(result) == "float32"
+        if expands and graph.is_only_for(source, cast):
+            graph.set_type(source, "uint8", scale=1.0, zero_point=0)
+            graph.insert(cast, "DEQUANTIZE", [source], result)
+            graph.remove(cast)
 
 
 def clamp_of(graph: Graph, operator: Any) -> Any | None:
@@ -263,7 +262,7 @@ def _scale_output(graph: Graph, operator: Any, factor: float) -> None:
     for place, index in enumerate(operator.inputs):
         values = graph.constant(index) if place else None
         if values is not None:
-            _own_constant(graph, operator, place, (values * np.float64(factor)).astype(np.float32))
+            graph.store(operator, place, (values * np.float64(factor)).astype(np.float32))
 
 
 def _scale_input(graph: Graph, operator: Any, factors: Array) -> None:
@@ -273,24 +272,13 @@ def _scale_input(graph: Graph, operator: Any, factors: Array) -> None:
         along = factors.astype(np.float64).reshape(_BY_INPUT_CHANNEL[graph.code(operator)])
         if graph.code(operator) == "DEPTHWISE_CONV_2D":  # an input channel has several outputs side by side
             along = along.repeat(weights.shape[-1] // along.size, -1)
-        _own_constant(graph, operator, 1, (weights * along).astype(np.float32))
+        graph.store(operator, 1, (weights * along).astype(np.float32))
 
 
 def _add_to_bias(graph: Graph, operator: Any, values: Array) -> None:
     bias = graph.constant(operator.inputs[2]) if len(operator.inputs) > 2 else None
     total = (values if bias is None else bias + values).astype(np.float32)
-    _own_constant(graph, operator, 2, total)
-
-
-def _own_constant(graph: Graph, operator: Any, place: int, values: Array) -> None:
-    """Stores new values for an operation's input; other operations that read the old ones keep them."""
-    inputs = [int(index) for index in operator.inputs] + [-1] * (place + 1 - len(operator.inputs))
-    index = inputs[place]
-    if index >= 0 and graph.is_only_for(index, operator):
-        graph.set_constant(index, values)
-        return
-    inputs[place] = graph.add_constant(f"{graph.name(operator.outputs[0])}/input{place}", values)
-    operator.inputs = inputs
+    graph.store(operator, 2, total)
 
 
 def _scalar(graph: Graph, value: float) -> int:
