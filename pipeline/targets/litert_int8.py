@@ -208,11 +208,17 @@ def _by_tool(
 
 
 def _quantized(content: bytes, made: Any, values: dict[str, Any] | None) -> bytes:
-    from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer import model_modifier, params_generator, recipe_manager
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
+    # What the tool's `Quantizer` does, without the interpreter that it starts to look at the names of the tensors.
     try:
-        tool = quantizer.Quantizer(bytearray(content), made)
-        return bytes(tool.quantize(values, enable_progress_bar=False, enable_progress_report=False).quantized_model)
+        model = tfl_flatbuffer_utils.read_model(bytearray(content))
+        recipes = recipe_manager.RecipeManager()
+        recipes.load_quantization_recipe(made)
+        generator = params_generator.ParamsGenerator(model)
+        parameters = generator.generate_quantization_parameters(recipes, values, enable_progress_bar=False)
+        return bytes(model_modifier.ModelModifier(model).modify_model(parameters, enable_progress_bar=False))
     except _REFUSALS as error:
         raise UnsupportedModelError(
             f"ai-edge-quantizer can't quantize the model: {' '.join(str(error).split())[:500]}", details=str(error)
