@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.targets.onnx_names import drop_unused_domains, name_after_position
+from pipeline.targets.onnx_names import drop_unused_domains, name_after_position, subgraphs
 
 Array = npt.NDArray[Any]
 
@@ -101,6 +101,13 @@ class OnnxGraph:
         self.nodes.insert(at, node)
         return output
 
+    def use_domain(self, domain: str) -> None:
+        """States that nodes of an operator set other than ONNX's are in the graph."""
+        import onnx
+
+        if all(opset.domain != domain for opset in self._model.opset_import):
+            self._model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+
     def remove(self, node: Any) -> None:
         """Takes a node out."""
         self.nodes = [other for other in self.nodes if other is not node]
@@ -140,6 +147,12 @@ class OnnxGraph:
             for name, values in self.constants.items()
             if name in used
         )
+        model.graph.value_info.extend(  # which ONNX can't infer
+            onnx.helper.make_tensor_value_info(name, self.types[name], self.shapes.get(name))
+            for node in self.nodes
+            for name in node.output
+            if node.domain and name in self.types and not self.is_output(name)
+        )
         name_after_position(model)
         model = onnx.shape_inference.infer_shapes(model)
         drop_unused_domains(model)
@@ -160,6 +173,11 @@ class OnnxGraph:
                 needed.add(id(node))
                 waiting.extend(node.input)
         self.nodes = [node for node in self.nodes if id(node) in needed]
+
+
+def has_bodies(model: Any) -> bool:
+    """Whether a model has loops or branches."""
+    return any(True for node in model.graph.node for _ in subgraphs(node))
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:

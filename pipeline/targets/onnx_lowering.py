@@ -6,6 +6,7 @@ where a pattern is not there, nothing happens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from pipeline.targets.onnx_graph import Array, OnnxGraph, attribute, is_depthwis
 PIXEL_CENTER = 128
 """What is taken from pixels, so that they have a sign; the zero point of the image in int8."""
 
-_INDICATOR = 255
-"""What the channel holds that tells pixels from padding."""
+BLOCK = 4
+"""Pixels that the first convolution takes at once."""
 
 _LAYOUT = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Identity", "Dropout"}
 _HOMOGENEOUS = {"GlobalAveragePool", "AveragePool", "MaxPool", "Relu", *_LAYOUT}
@@ -174,30 +175,31 @@ def _scale_weights(graph: OnnxGraph, layer: Any, factor: float) -> None:
     layer.input[1] = graph.add_constant(f"{layer.name}.weights", scaled)
 
 
-def rescale_in_first_layer(graph: OnnxGraph, *, pad_channels: bool) -> None:
+def rescale_in_first_layer(graph: OnnxGraph, *, in_blocks: bool) -> None:
     """Folds the scaling of pixels to the network's range into the first convolution.
 
     Args:
         graph: Of a network on `(1, height, width, channels)`, uint8, or the same with channels first.
-        pad_channels: For int8: the image as it is becomes the convolution's input, with zero point `PIXEL_CENTER`. A
-            channel more, which is constant, carries the offsets: padded pixels of a convolution are 0 in it, so
-            that they stay 0 in the network's range too, exactly. And integer kernels want channels in fours.
-            Else the scale alone is folded, and the offsets are added once, channels first.
+        in_blocks: For int8: the convolution takes the pixels themselves, less `PIXEL_CENTER`, in blocks of four, and
+            gives what belongs to a block at once (see `_take_blocks`). Else the scale alone is folded, and offsets are
+            added once, channels first, where that is fast.
     """
     for image in graph.inputs:
         found = _first_layer(graph, image)
         if found is None:
             continue
         chain, conv, scale, offset = found
+        channels_last = any(node.op_type == "Transpose" for node in chain)
+        blocks = _blocks(graph, image, conv) if in_blocks and channels_last else None
         for node in chain:
             graph.remove(node)
+        if blocks is not None:
+            _take_blocks(graph, conv, image, scale, offset, blocks)
+            continue
         source = image
-        if any(node.op_type == "Transpose" for node in chain):
+        if channels_last:
             source = graph.add_node(conv, "Transpose", [image], f"{image}/channels_first", perm=[0, 3, 1, 2])
-        if pad_channels:
-            _take_pixels(graph, conv, image, source, scale, offset)
-        else:
-            _take_shifted(graph, conv, image, source, scale, offset)
+        _take_shifted(graph, conv, image, source, scale, offset)
 
 
 def _first_layer(graph: OnnxGraph, image: str) -> tuple[list[Any], Any, Array, Array] | None:
@@ -263,30 +265,120 @@ def _per_channel(graph: OnnxGraph, name: str, channels_at: int) -> Array | None:
     return values.reshape(-1).astype(np.float64)
 
 
-def _take_pixels(graph: OnnxGraph, conv: Any, image: str, source: str, scale: Array, offset: Array) -> None:
+@dataclass(frozen=True)
+class _Blocks:
+    """How a convolution reads an image in blocks of `BLOCK` pixels of a row.
+
+    Attributes:
+        kernel: Height and width of its kernel.
+        stride: Down and across; the latter divides `BLOCK`.
+        pads: Rows above, columns to the left, rows below, columns to the right, all written into the image.
+        num_blocks: Blocks of a row that one application of the new kernel takes.
+        outputs: Height and width of the result.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    num_blocks: int
+    outputs: tuple[int, int]
+
+
+def _blocks(graph: OnnxGraph, image: str, conv: Any) -> _Blocks | None:
+    """Returns how a convolution can read blocks, or None where sizes don't divide."""
+    _, height, width, _ = graph.shapes[image]
+    weights = graph.constants[conv.input[1]]
+    result = graph.shapes.get(conv.output[0], ())
+    stride = tuple(attribute(conv, "strides", (1, 1)))
+    pads = tuple(attribute(conv, "pads", (0, 0, 0, 0)))
+    plain = attribute(conv, "group", 1) == 1 and set(attribute(conv, "dilations", (1, 1))) == {1}
+    if not plain or attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET" or len(result) != 4 or len(stride) != 2:
+        return None
+    if BLOCK % stride[1] or result[3] % (BLOCK // stride[1]) or graph.is_output(conv.output[0]):
+        return None
+    kernel = weights.shape[2:]
+    num_blocks = -(-(BLOCK - stride[1] + kernel[1]) // BLOCK)
+    padded = BLOCK * (result[3] * stride[1] // BLOCK + num_blocks - 1)
+    right = padded - width - pads[1]
+    bottom = (result[2] - 1) * stride[0] + kernel[0] - height - pads[0]
+    if right < 0 or bottom < 0 or right > padded // 2:
+        return None
+    return _Blocks(kernel, stride, (pads[0], pads[1], bottom, right), num_blocks, result[2:])
+
+
+def _take_blocks(graph: OnnxGraph, conv: Any, image: str, scale: Array, offset: Array, blocks: _Blocks) -> None:
+    """Lets a convolution take pixels in blocks of `BLOCK`, as they lie in memory: a block's numbers are its channels.
+
+    So it has a multiple of four channels, which integer kernels want, and nothing is moved: three channels would be
+    copied together pixel by pixel. The new kernel is the old one once for each result that starts in a block; results
+    are channels too, until a reshape makes columns of them again.
+
+    Padding is written into the image, as the (fractional) pixel that is 0 in the network's range.
+    """
+    batch, height, width, channels = graph.shapes[image]
     weights = graph.constants[conv.input[1]].astype(np.float64)
-    channels = weights.shape[1]
-    shape = graph.shapes[image]
-    height, width = shape[1:3] if source != image else shape[2:4]
-    spare = 4 - channels
-    # The layout optimizer would carry its transposes past a padding of channels, where it is slow; not past reshapes.
-    flat = graph.add_constant(f"{image}.flat", np.array([shape[0] * channels, height * width], np.int64))
-    pads = graph.add_constant(f"{image}.pads", np.array([0, 0, spare, 0], np.int64))
-    value = graph.add_constant(f"{image}.indicator", np.array(_INDICATOR, np.uint8))
-    planes = graph.add_constant(f"{image}.planes", np.array([shape[0], 4, height, width], np.int64))
+    name, bias = _bias(graph, conv)
+    assert bias is not None
     center = graph.add_constant(f"{image}.center", np.array(PIXEL_CENTER, np.float32))
-    value = graph.add_node(conv, "Pad", [graph.add_node(conv, "Reshape", [source, flat], f"{image}/flat"), pads, value],
-                           f"{image}/padded")  # fmt: skip
-    value = graph.add_node(conv, "Reshape", [value, planes], f"{image}/planes")
-    value = graph.add_node(conv, "Cast", [value], f"{image}/float", to=1)
-    conv_input = graph.add_node(conv, "Sub", [value, center], f"{image}/centered")
-    per_channel = (1, -1, 1, 1)
-    inside = (weights * (offset + scale * PIXEL_CENTER).reshape(per_channel)).sum(axis=1, keepdims=True)
-    extra = np.repeat(np.zeros_like(inside), spare, axis=1)
-    extra[:, :1] = inside / (_INDICATOR - PIXEL_CENTER)
-    folded = np.concatenate([weights * scale.reshape(per_channel), extra], axis=1).astype(np.float32)
-    conv.input[0] = conv_input
-    conv.input[1] = graph.add_constant(f"{conv.name}.weights", folded)
+    value = graph.add_node(conv, "Cast", [image], f"{image}/float", to=1)
+    value = graph.add_node(conv, "Sub", [value, center], f"{image}/centered")
+    zero = (-offset / scale - PIXEL_CENTER).astype(np.float32)
+    top, left, bottom, right = blocks.pads
+    columns = left + width + right
+    value = _surrounded(graph, conv, value, zero, 2, [(batch, height, size, channels) for size in (left, right)])
+    value = _surrounded(graph, conv, value, zero, 1, [(batch, size, columns, channels) for size in (top, bottom)])
+    shape = np.array([batch, top + height + bottom, columns // BLOCK, BLOCK * channels], np.int64)
+    value = graph.add_node(
+        conv, "Reshape", [value, graph.add_constant(f"{image}.blocks", shape)], f"{image}/blocks"
+    )
+    conv.input[0] = graph.add_node(conv, "Transpose", [value], f"{image}/channels_first", perm=[0, 3, 1, 2])
+
+    scaled = weights * scale.reshape(1, -1, 1, 1)
+    shift = (weights * (offset + scale * PIXEL_CENTER).reshape(1, -1, 1, 1)).sum(axis=(1, 2, 3))
+    per_block = BLOCK // blocks.stride[1]
+    spread = np.zeros((per_block, len(weights), channels, blocks.kernel[0], blocks.num_blocks * BLOCK))
+    for at in range(per_block):
+        start = at * blocks.stride[1]
+        spread[at, ..., start : start + blocks.kernel[1]] = scaled
+    spread = spread.reshape(per_block * len(weights), channels, blocks.kernel[0], blocks.num_blocks, BLOCK)
+    spread = spread.transpose(0, 4, 1, 2, 3).reshape(len(spread), BLOCK * channels, blocks.kernel[0], blocks.num_blocks)
+    conv.input[1] = graph.add_constant(f"{conv.name}.weights", spread.astype(np.float32))
+    stored = np.tile(bias.astype(np.float64) + shift, per_block).astype(np.float32)
+    conv.input[:] = [*conv.input[:2], graph.add_constant(name, stored)]
+    _set(conv, kernel_shape=spread.shape[2:], strides=(blocks.stride[0], 1), pads=(0, 0, 0, 0))
+    _columns_again(graph, conv, (batch, *blocks.outputs, len(weights)))
+
+
+def _surrounded(
+    graph: OnnxGraph, before: Any, value: str, zero: Array, axis: int, shapes: list[tuple[int, ...]]
+) -> str:
+    """Puts pixels of one color before and behind a value; nothing where the shape of them has none."""
+    parts = [
+        graph.add_constant(f"{value}.padding", np.broadcast_to(zero, shape).copy()) if 0 not in shape else ""
+        for shape in shapes
+    ]
+    if not any(parts):
+        return value
+    around = [name for name in (parts[0], value, parts[1]) if name]
+    return graph.add_node(before, "Concat", around, f"{value}/padded", axis=axis)
+
+
+def _columns_again(graph: OnnxGraph, conv: Any, shape: tuple[int, ...]) -> None:
+    """Makes columns of the results of a block, behind the rectifier that alone takes them, if there is one."""
+    users, last = graph.users(), conv
+    takers = users.get(last.output[0], [])
+    while len(takers) == 1 and takers[0].op_type in {"Relu", "Clip"} and not graph.is_output(takers[0].output[0]):
+        last = takers[0]
+        takers = users.get(last.output[0], [])
+    value = last.output[0]
+    for name in (conv.output[0], value):
+        graph.shapes.pop(name, None)
+    columns = graph.add_constant(f"{value}.columns", np.array(shape, np.int64))
+    moved = graph.add_node(takers[0], "Transpose", [value], f"{value}/channels_last", perm=[0, 2, 3, 1])
+    moved = graph.add_node(takers[0], "Reshape", [moved, columns], f"{value}/columns")
+    moved = graph.add_node(takers[0], "Transpose", [moved], f"{value}/channels_first", perm=[0, 3, 1, 2])
+    graph.shapes[moved] = (shape[0], shape[3], shape[1], shape[2])
+    graph.replace_uses(value, moved, of=takers)
 
 
 def _take_shifted(graph: OnnxGraph, conv: Any, image: str, source: str, scale: Array, offset: Array) -> None:
@@ -298,6 +390,86 @@ def _take_shifted(graph: OnnxGraph, conv: Any, image: str, source: str, scale: A
     conv.input[0] = graph.add_node(conv, "Add", [value, stored], f"{image}/shifted")
     folded = (weights * scale.reshape(1, -1, 1, 1)).astype(np.float32)
     conv.input[1] = graph.add_constant(f"{conv.name}.weights", folded)
+
+
+def pad_depthwise_channels(graph: OnnxGraph, multiple: int = 16) -> None:
+    """Adds channels of zeros around depthwise convolutions until their number is a multiple.
+
+    Integer kernels for depthwise convolutions exist for whole vectors of channels only. A zero channel stays zero
+    through activations that keep 0, and the layer that follows has zero weights for it.
+    """
+    for node in [node for node in graph.nodes if node.op_type == "Conv"]:
+        weights = graph.constants.get(node.input[1])
+        if weights is None or not is_depthwise(node, weights) or attribute(node, "group") % multiple == 0:
+            continue
+        channels = attribute(node, "group")
+        found = _channel_group(graph, node, channels)
+        if found is None or weights.shape[0] != channels:
+            continue
+        for layer, widened in found:
+            _widen(graph, layer, widened, -channels % multiple)
+
+
+def _channel_group(graph: OnnxGraph, start: Any, channels: int) -> list[tuple[Any, str]] | None:
+    """Returns the layers that share the channels of a depthwise convolution, each with what of it has them.
+
+    That is `outputs`, `inputs`, or `both` for a depthwise one; None if anything else takes or gives these channels.
+    """
+    makers, users = graph.makers(), graph.users()
+    seen: set[str] = set()
+    found: dict[int, tuple[Any, str]] = {}
+    waiting = [start.input[0], start.output[0]]
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        maker = makers.get(value)
+        shape = graph.shapes.get(value, ())
+        if maker is None or graph.is_output(value) or len(shape) != 4 or shape[1] != channels:
+            return None
+        for node in (maker, *users.get(value, [])):
+            role = _role(graph, node, value)
+            if role is None:
+                return None
+            if role in {"inputs", "outputs", "both"}:
+                if found.setdefault(id(node), (node, role))[1] != role:
+                    return None
+            if role in {"both", "through"}:
+                waiting += [name for name in (*node.input, *node.output) if name and name not in graph.constants]
+    return list(found.values())
+
+
+def _role(graph: OnnxGraph, node: Any, value: str) -> str | None:
+    """Returns how a node shares the channels of a value; None if it does in a way that is not known here."""
+    if node.op_type == "Conv":
+        weights = graph.constants.get(node.input[1])
+        if weights is None or value in node.input[1:] or _bias(graph, node)[1] is None:
+            return None
+        if is_depthwise(node, weights):
+            return "both" if weights.shape[0] == attribute(node, "group") else None
+        if attribute(node, "group", 1) != 1:
+            return None
+        return "outputs" if value in node.output else "inputs"
+    if node.op_type in {"Relu", "Clip", "Add", "Mul", "Sigmoid", "QuickGelu", "GlobalAveragePool", "AveragePool"}:
+        stored = [name for name in node.input if name in graph.constants]
+        return "through" if all(graph.scalar(name) is not None for name in stored) else None
+    return None
+
+
+def _widen(graph: OnnxGraph, layer: Any, role: str, extra: int) -> None:
+    weights = graph.constants[layer.input[1]]
+    widths = [(0, 0)] * weights.ndim
+    widths[1 if role == "inputs" else 0] = (0, extra)
+    layer.input[1] = graph.add_constant(f"{layer.name}.weights", np.pad(weights, widths))
+    if role != "inputs" and len(layer.input) > 2 and layer.input[2]:
+        name, bias = _bias(graph, layer)
+        assert bias is not None
+        layer.input[2] = graph.add_constant(name, np.pad(bias, (0, extra)))
+    if role == "both":
+        for found in layer.attribute:
+            if found.name == "group":
+                found.i += extra
 
 
 def _has_plain_bias(graph: OnnxGraph, layer: Any) -> bool:
@@ -316,13 +488,11 @@ def _bias(graph: OnnxGraph, layer: Any) -> tuple[str, Array | None]:
     return f"{layer.name}.bias", np.zeros(weights.shape[outputs_at], weights.dtype)
 
 
-__all__ = [
-    "PIXEL_CENTER",
-    "clip_hard_swish_inputs",
-    "drop_idle_layout",
-    "expand_hard_activations",
-    "fold_shifts",
-    "is_depthwise",
-    "push_scales",
-    "rescale_in_first_layer",
-]
+def _set(node: Any, **lists: tuple[int, ...]) -> None:
+    """Sets attributes that are lists of whole numbers."""
+    import onnx
+
+    kept = [found for found in node.attribute if found.name not in lists]
+    made = [onnx.helper.make_attribute(name, [int(number) for number in numbers]) for name, numbers in lists.items()]
+    del node.attribute[:]
+    node.attribute.extend([*kept, *made])

@@ -27,6 +27,9 @@ _LINEAR = {"Conv", "Gemm", "MatMul"}
 _GIVES_FLOAT = {"Gemm", "MatMul"}
 """Linear layers that integer kernels exist of which give floats."""
 
+CONTRIB_DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
+
 _MAX_BIAS = float(2**31 - 1)
 
 
@@ -65,7 +68,7 @@ def activation_values(graph: OnnxGraph) -> list[str]:
     import onnx
 
     users = graph.users()
-    pixels = set(_pixels(graph))
+    pixels = {node.output[0] for nodes in _pixels(graph).values() for node in nodes}
     found = []
     for node in graph.nodes:
         value = node.output[0]
@@ -81,6 +84,61 @@ def activation_values(graph: OnnxGraph) -> list[str]:
             continue
         found.append(value)
     return found
+
+
+def ranges_of_all_values(
+    graph: OnnxGraph, ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """Returns ranges also of values that `activation_values` leaves out, as far as they follow from those given.
+
+    A value that only moves numbers has the range of its source, and one that a rectifier alone takes that of the
+    rectifier's result, under whose name it is stored.
+    """
+    import onnx
+
+    found = dict(ranges)
+    for node in graph.nodes:
+        if node.op_type in _LAYOUT and node.input[0] in found:
+            found.setdefault(node.output[0], found[node.input[0]])
+        elif node.op_type == "Cast" and graph.types.get(node.input[0]) == onnx.TensorProto.UINT8:
+            found.setdefault(node.output[0], (0.0, 255.0))
+    for node in reversed(graph.nodes):
+        if node.op_type in _RECTIFIERS and node.output[0] in found:
+            found.setdefault(node.input[0], found[node.output[0]])
+    return found
+
+
+def swish_nodes(graph: OnnxGraph) -> list[tuple[Any, Any]]:
+    """Returns the sigmoid and the product of each swish on an image of more than one pixel."""
+    makers, users = graph.makers(), graph.users()
+    found = []
+    for product in graph.nodes:
+        if product.op_type != "Mul" or np.prod(graph.shapes.get(product.output[0], (1, 1))[2:]) <= 1:
+            continue
+        for source, other in (product.input, reversed(product.input)):
+            sigmoid = makers.get(other)
+            if sigmoid is None or sigmoid.op_type != "Sigmoid" or sigmoid.input[0] != source:
+                continue
+            if len(users[other]) == 1 and not graph.is_output(other):
+                found.append((sigmoid, product))
+                break
+    return found
+
+
+def fuse_swish(graph: OnnxGraph, swishes: list[tuple[Any, Any]]) -> None:
+    """Writes swishes that stayed float as ONNX Runtime's operator for them.
+
+    Its optimizer does that itself in a float graph. Behind a DequantizeLinear it does not: it gives the sigmoid and the
+    product each one of their own.
+    """
+    for sigmoid, product in swishes:
+        source, result = sigmoid.input[0], product.output[0]
+        if source not in product.input or sigmoid.output[0] not in product.input:
+            continue  # they are computed on integers after all
+        graph.add_node(product, "QuickGelu", [source], result, name=product.name, domain=CONTRIB_DOMAIN, alpha=1.0)
+        graph.remove(sigmoid)
+        graph.remove(product)
+        graph.use_domain(CONTRIB_DOMAIN)
 
 
 def quantize_graph(
@@ -114,11 +172,15 @@ class _Writer:
     ) -> None:
         self._graph = graph
         self._ranges = ranges
-        self._levels = 63 if reduce_range else 127
+        self._levels = 64 if reduce_range else 127
         self._makers = graph.makers()
         self._users = graph.users()
-        self._pixels = _pixels(graph)
         self._linear = {id(node) for node in linear_nodes(graph) if node.name not in left_float}
+        self._pixels = {
+            value: nodes
+            for value, nodes in _pixels(graph).items()
+            if all(id(user) in self._linear for user in self._users.get(value, []))
+        }
         self._integer: set[int] = set(self._linear)
         self._find_integer(left_float)
         self._stored: dict[str, Stored] = {}
@@ -196,15 +258,25 @@ class _Writer:
         self._stored[value] = activation_parameters(low, high)
 
     def _write_pixels(self, value: str) -> None:
-        """Lets integer layers take the pixels themselves."""
+        """Lets integer layers take the pixels themselves, with the padding around them rounded to whole pixels."""
         graph = self._graph
-        takers = [user for user in self._users[value] if id(user) in self._integer]
+        cast, center, *moves = self._pixels[value]
+        source = cast.input[0]
+        for node in moves:
+            for at, name in enumerate(node.input):
+                if name == center.output[0]:
+                    node.input[at] = source
+                elif node.op_type == "Concat" and name in graph.constants:
+                    pixels = np.rint(graph.constants[name].astype(np.float64) + PIXEL_CENTER).clip(0, 255)
+                    node.input[at] = graph.add_constant(f"{name}/pixels", pixels.astype(np.uint8))
+        takers = self._users[value]
         scale, zero_point = self._parameters(value, self._stored[value])
         result = f"{value}/dequantized"
-        graph.add_node(
-            takers[0], "DequantizeLinear", [self._pixels[value], scale, zero_point], result, name=f"{value}/dequantize"
-        )
+        last = moves[-1].output[0] if moves else source
+        graph.add_node(takers[0], "DequantizeLinear", [last, scale, zero_point], result, name=f"{value}/dequantize")
         graph.replace_uses(value, result, of=takers)
+        graph.remove(cast)
+        graph.remove(center)
 
     def _write_pair(self, value: str) -> None:
         """Puts a pair behind a value; a rectifier that the range makes needless goes."""
@@ -228,10 +300,7 @@ class _Writer:
         stored = graph.add_node(before, "QuantizeLinear", [source, scale, zero_point], f"{value}/quantized")
         result = value if is_output else f"{value}/dequantized"
         graph.add_node(before, "DequantizeLinear", [stored, scale, zero_point], result, name=f"{value}/dequantize")
-        if not is_output:
-            graph.replace_uses(value, result, of=takers)
-        elif takers:
-            graph.replace_uses(value, result, of=takers)
+        graph.replace_uses(value, result, of=takers)
 
     def _parameters(self, value: str, stored: Stored) -> list[str]:
         return [
@@ -290,19 +359,34 @@ class _Writer:
         return graph.add_node(node, "DequantizeLinear", stored, f"{name}/dequantized", **attributes)
 
 
-def _pixels(graph: OnnxGraph) -> dict[str, str]:
-    """Returns the values that are 8-bit pixels less `PIXEL_CENTER`, each with what it is made of."""
+def _pixels(graph: OnnxGraph) -> dict[str, list[Any]]:
+    """Returns the values that are 8-bit pixels less `PIXEL_CENTER`, each with the nodes it comes from.
+
+    These are a cast, a subtraction, and what then moves the pixels or writes padding around them.
+    """
     import onnx
 
-    makers = graph.makers()
+    makers, users = graph.makers(), graph.users()
     found = {}
-    for node in graph.nodes:
-        cast = makers.get(node.input[0]) if node.op_type == "Sub" else None
-        if cast is None or cast.op_type != "Cast" or graph.scalar(node.input[1]) != PIXEL_CENTER:
+    for center in graph.nodes:
+        cast = makers.get(center.input[0]) if center.op_type == "Sub" else None
+        if cast is None or cast.op_type != "Cast" or graph.scalar(center.input[1]) != PIXEL_CENTER:
             continue
-        if graph.types.get(cast.input[0]) == onnx.TensorProto.UINT8:
-            found[node.output[0]] = cast.input[0]
+        if graph.types.get(cast.input[0]) != onnx.TensorProto.UINT8 or len(users[cast.output[0]]) > 1:
+            continue
+        nodes = [cast, center]
+        takers = users.get(center.output[0], [])
+        while len(takers) == 1 and _moves_pixels(graph, takers[0], nodes[-1].output[0]):
+            nodes.append(takers[0])
+            takers = users.get(takers[0].output[0], [])
+        found[nodes[-1].output[0]] = nodes
     return found
+
+
+def _moves_pixels(graph: OnnxGraph, node: Any, value: str) -> bool:
+    if node.op_type == "Concat":
+        return all(name == value or name in graph.constants for name in node.input)
+    return node.op_type in _LAYOUT and node.input[0] == value
 
 
 def _limits(graph: OnnxGraph, rectifier: Any) -> tuple[float, float] | None:
