@@ -12,6 +12,9 @@ from pipeline.targets.onnx_names import drop_unused_domains, name_after_position
 
 Array = npt.NDArray[Any]
 
+CONTRIB_DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
+
 
 class OnnxGraph:
     """The main graph of a model, open for changes; `saved` writes it back.
@@ -194,3 +197,20 @@ def is_depthwise(node: Any, weights: Array) -> bool:
     """Whether each channel of a convolution has a kernel of its own."""
     groups = attribute(node, "group", 1)
     return bool(groups > 1 and groups == weights.shape[0] and weights.shape[1] == 1)
+
+
+def bias_of(graph: OnnxGraph, layer: Any) -> Array | None:
+    """Returns the bias of a linear layer, zeros where it has none; None if it is not stored, or its weights are not."""
+    weights = graph.constants.get(layer.input[1])
+    if weights is None:
+        return None
+    if len(layer.input) > 2 and layer.input[2]:
+        return graph.constants.get(layer.input[2])
+    return np.zeros(weights.shape[output_axis(layer, weights)], weights.dtype)
+
+
+def output_axis(layer: Any, weights: Array) -> int:
+    """Returns the axis of a linear layer's weights that counts its outputs."""
+    if layer.op_type == "Conv" or (layer.op_type == "Gemm" and attribute(layer, "transB", 0)):
+        return 0
+    return weights.ndim - 1

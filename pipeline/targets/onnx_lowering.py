@@ -6,18 +6,11 @@ where a pattern is not there, nothing happens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.targets.onnx_graph import Array, OnnxGraph, attribute, is_depthwise
-
-PIXEL_CENTER = 128
-"""What is taken from pixels, so that they have a sign; the zero point of the image in int8."""
-
-BLOCK = 4
-"""Pixels that the first convolution takes at once."""
+from pipeline.targets.onnx_graph import CONTRIB_DOMAIN, OnnxGraph, attribute, bias_of
 
 _LAYOUT = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Identity", "Dropout"}
 _HOMOGENEOUS = {"GlobalAveragePool", "AveragePool", "MaxPool", "Relu", *_LAYOUT}
@@ -61,7 +54,7 @@ def expand_hard_activations(graph: OnnxGraph) -> None:
 
 
 def fold_shifts(graph: OnnxGraph) -> None:
-    """Folds a number that is added to what a linear layer gives into its bias, if nothing else takes the layer's result.
+    """Folds a number that is added to the result of a linear layer into its bias, if nothing else takes the result.
 
     So hard-sigmoid needs no addition of its own, and its clipping can become a part of the layer.
     """
@@ -73,12 +66,12 @@ def fold_shifts(graph: OnnxGraph) -> None:
             layer, shift = makers.get(source), graph.scalar(other)
             if shift is None or layer is None or layer.op_type not in {"Conv", "Gemm"}:
                 continue
-            if len(users[source]) > 1 or graph.is_output(source) or not _has_plain_bias(graph, layer):
+            if len(users[source]) > 1 or graph.is_output(source) or attribute(layer, "beta", 1.0) != 1.0:
                 continue
-            name, bias = _bias(graph, layer)
+            bias = bias_of(graph, layer)
             if bias is None:
                 continue
-            stored = graph.add_constant(name, (bias + shift).astype(bias.dtype))
+            stored = graph.add_constant(f"{layer.name}.bias", (bias + shift).astype(bias.dtype))
             layer.input[:] = [*layer.input[:2], stored]
             node.input[:] = [source, other]
             graph.bypass(node)
@@ -175,324 +168,34 @@ def _scale_weights(graph: OnnxGraph, layer: Any, factor: float) -> None:
     layer.input[1] = graph.add_constant(f"{layer.name}.weights", scaled)
 
 
-def rescale_in_first_layer(graph: OnnxGraph, *, in_blocks: bool) -> None:
-    """Folds the scaling of pixels to the network's range into the first convolution.
-
-    Args:
-        graph: Of a network on `(1, height, width, channels)`, uint8, or the same with channels first.
-        in_blocks: For int8: the convolution takes the pixels themselves, less `PIXEL_CENTER`, in blocks of four, and
-            gives what belongs to a block at once (see `_take_blocks`). Else the scale alone is folded, and offsets are
-            added once, channels first, where that is fast.
-    """
-    for image in graph.inputs:
-        found = _first_layer(graph, image)
-        if found is None:
-            continue
-        chain, conv, scale, offset = found
-        channels_last = any(node.op_type == "Transpose" for node in chain)
-        blocks = _blocks(graph, image, conv) if in_blocks and channels_last else None
-        for node in chain:
-            graph.remove(node)
-        if blocks is not None:
-            _take_blocks(graph, conv, image, scale, offset, blocks)
-            continue
-        source = image
-        if channels_last:
-            source = graph.add_node(conv, "Transpose", [image], f"{image}/channels_first", perm=[0, 3, 1, 2])
-        _take_shifted(graph, conv, image, source, scale, offset)
-
-
-def _first_layer(graph: OnnxGraph, image: str) -> tuple[list[Any], Any, Array, Array] | None:
-    """Returns what lies between an image and the convolution on it, and the scale and offset that this amounts to."""
-    import onnx
-
-    shape = graph.shapes.get(image, ())
-    if graph.types.get(image) != onnx.TensorProto.UINT8 or len(shape) != 4 or min(shape) < 1:
-        return None
-    users = graph.users()
-    chain: list[Any] = []
-    value, channels_at, is_float = image, 3, False
-    scale, offset = np.ones(1), np.zeros(1)
-    while True:
-        takers = users.get(value, [])
-        if len(takers) != 1 or graph.is_output(value):
-            return None
-        node = takers[0]
-        if node.op_type == "Conv":
-            break
-        if node.op_type == "Transpose" and channels_at == 3 and list(attribute(node, "perm", ())) == [0, 3, 1, 2]:
-            channels_at = 1
-        elif node.op_type == "Cast" and attribute(node, "to") == onnx.TensorProto.FLOAT:
-            is_float = True
-        elif node.op_type in {"Mul", "Div", "Add", "Sub"} and is_float and node.input[0] == value:
-            number = _per_channel(graph, node.input[1], channels_at)
-            if number is None:
-                return None
-            scale, offset = _affine(node.op_type, number, scale, offset)
-        else:
-            return None
-        chain.append(node)
-        value = node.output[0]
-    if channels_at == 3 and not any(other.op_type == "Transpose" for other in chain):
-        channels_at = 1  # an image that comes channels first
-    weights = graph.constants.get(node.input[1])
-    channels = shape[3] if any(other.op_type == "Transpose" for other in chain) else shape[1]
-    if weights is None or not is_float or channels > 3 or weights.shape[1] != channels or channels_at != 1:
-        return None
-    return chain, node, np.broadcast_to(scale, channels), np.broadcast_to(offset, channels)
-
-
-def _affine(kind: str, number: Array, scale: Array, offset: Array) -> tuple[Array, Array]:
-    match kind:
-        case "Mul":
-            return scale * number, offset * number
-        case "Div":
-            return scale / number, offset / number
-        case "Add":
-            return scale, offset + number
-        case _:
-            return scale, offset - number
-
-
-def _per_channel(graph: OnnxGraph, name: str, channels_at: int) -> Array | None:
-    """Returns a constant that has one number, or one for each channel, as a vector."""
-    values = graph.constants.get(name)
-    if values is None or values.ndim > 4:
-        return None
-    shape = (1,) * (4 - values.ndim) + values.shape
-    if any(size != 1 for at, size in enumerate(shape) if at != channels_at):
-        return None
-    return values.reshape(-1).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """How a convolution reads an image in blocks of `BLOCK` pixels of a row.
-
-    Attributes:
-        kernel: Height and width of its kernel.
-        stride: Down and across; the latter divides `BLOCK`.
-        pads: Rows above, columns to the left, rows below, columns to the right, all written into the image.
-        num_blocks: Blocks of a row that one application of the new kernel takes.
-        outputs: Height and width of the result.
-    """
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pads: tuple[int, int, int, int]
-    num_blocks: int
-    outputs: tuple[int, int]
-
-
-def _blocks(graph: OnnxGraph, image: str, conv: Any) -> _Blocks | None:
-    """Returns how a convolution can read blocks, or None where sizes don't divide."""
-    _, height, width, _ = graph.shapes[image]
-    weights = graph.constants[conv.input[1]]
-    result = graph.shapes.get(conv.output[0], ())
-    stride = tuple(attribute(conv, "strides", (1, 1)))
-    pads = tuple(attribute(conv, "pads", (0, 0, 0, 0)))
-    plain = attribute(conv, "group", 1) == 1 and set(attribute(conv, "dilations", (1, 1))) == {1}
-    if not plain or attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET" or len(result) != 4 or len(stride) != 2:
-        return None
-    if BLOCK % stride[1] or result[3] % (BLOCK // stride[1]) or graph.is_output(conv.output[0]):
-        return None
-    kernel = weights.shape[2:]
-    num_blocks = -(-(BLOCK - stride[1] + kernel[1]) // BLOCK)
-    padded = BLOCK * (result[3] * stride[1] // BLOCK + num_blocks - 1)
-    right = padded - width - pads[1]
-    bottom = (result[2] - 1) * stride[0] + kernel[0] - height - pads[0]
-    if right < 0 or bottom < 0 or right > padded // 2:
-        return None
-    return _Blocks(kernel, stride, (pads[0], pads[1], bottom, right), num_blocks, result[2:])
-
-
-def _take_blocks(graph: OnnxGraph, conv: Any, image: str, scale: Array, offset: Array, blocks: _Blocks) -> None:
-    """Lets a convolution take pixels in blocks of `BLOCK`, as they lie in memory: a block's numbers are its channels.
-
-    So it has a multiple of four channels, which integer kernels want, and nothing is moved: three channels would be
-    copied together pixel by pixel. The new kernel is the old one once for each result that starts in a block; results
-    are channels too, until a reshape makes columns of them again.
-
-    Padding is written into the image, as the (fractional) pixel that is 0 in the network's range.
-    """
-    batch, height, width, channels = graph.shapes[image]
-    weights = graph.constants[conv.input[1]].astype(np.float64)
-    name, bias = _bias(graph, conv)
-    assert bias is not None
-    center = graph.add_constant(f"{image}.center", np.array(PIXEL_CENTER, np.float32))
-    value = graph.add_node(conv, "Cast", [image], f"{image}/float", to=1)
-    value = graph.add_node(conv, "Sub", [value, center], f"{image}/centered")
-    zero = (-offset / scale - PIXEL_CENTER).astype(np.float32)
-    top, left, bottom, right = blocks.pads
-    columns = left + width + right
-    value = _surrounded(graph, conv, value, zero, 2, [(batch, height, size, channels) for size in (left, right)])
-    value = _surrounded(graph, conv, value, zero, 1, [(batch, size, columns, channels) for size in (top, bottom)])
-    shape = np.array([batch, top + height + bottom, columns // BLOCK, BLOCK * channels], np.int64)
-    value = graph.add_node(
-        conv, "Reshape", [value, graph.add_constant(f"{image}.blocks", shape)], f"{image}/blocks"
-    )
-    conv.input[0] = graph.add_node(conv, "Transpose", [value], f"{image}/channels_first", perm=[0, 3, 1, 2])
-
-    scaled = weights * scale.reshape(1, -1, 1, 1)
-    shift = (weights * (offset + scale * PIXEL_CENTER).reshape(1, -1, 1, 1)).sum(axis=(1, 2, 3))
-    per_block = BLOCK // blocks.stride[1]
-    spread = np.zeros((per_block, len(weights), channels, blocks.kernel[0], blocks.num_blocks * BLOCK))
-    for at in range(per_block):
-        start = at * blocks.stride[1]
-        spread[at, ..., start : start + blocks.kernel[1]] = scaled
-    spread = spread.reshape(per_block * len(weights), channels, blocks.kernel[0], blocks.num_blocks, BLOCK)
-    spread = spread.transpose(0, 4, 1, 2, 3).reshape(len(spread), BLOCK * channels, blocks.kernel[0], blocks.num_blocks)
-    conv.input[1] = graph.add_constant(f"{conv.name}.weights", spread.astype(np.float32))
-    stored = np.tile(bias.astype(np.float64) + shift, per_block).astype(np.float32)
-    conv.input[:] = [*conv.input[:2], graph.add_constant(name, stored)]
-    _set(conv, kernel_shape=spread.shape[2:], strides=(blocks.stride[0], 1), pads=(0, 0, 0, 0))
-    _columns_again(graph, conv, (batch, *blocks.outputs, len(weights)))
-
-
-def _surrounded(
-    graph: OnnxGraph, before: Any, value: str, zero: Array, axis: int, shapes: list[tuple[int, ...]]
-) -> str:
-    """Puts pixels of one color before and behind a value; nothing where the shape of them has none."""
-    parts = [
-        graph.add_constant(f"{value}.padding", np.broadcast_to(zero, shape).copy()) if 0 not in shape else ""
-        for shape in shapes
-    ]
-    if not any(parts):
-        return value
-    around = [name for name in (parts[0], value, parts[1]) if name]
-    return graph.add_node(before, "Concat", around, f"{value}/padded", axis=axis)
-
-
-def _columns_again(graph: OnnxGraph, conv: Any, shape: tuple[int, ...]) -> None:
-    """Makes columns of the results of a block, behind the rectifier that alone takes them, if there is one."""
-    users, last = graph.users(), conv
-    takers = users.get(last.output[0], [])
-    while len(takers) == 1 and takers[0].op_type in {"Relu", "Clip"} and not graph.is_output(takers[0].output[0]):
-        last = takers[0]
-        takers = users.get(last.output[0], [])
-    value = last.output[0]
-    for name in (conv.output[0], value):
-        graph.shapes.pop(name, None)
-    columns = graph.add_constant(f"{value}.columns", np.array(shape, np.int64))
-    moved = graph.add_node(takers[0], "Transpose", [value], f"{value}/channels_last", perm=[0, 2, 3, 1])
-    moved = graph.add_node(takers[0], "Reshape", [moved, columns], f"{value}/columns")
-    moved = graph.add_node(takers[0], "Transpose", [moved], f"{value}/channels_first", perm=[0, 3, 1, 2])
-    graph.shapes[moved] = (shape[0], shape[3], shape[1], shape[2])
-    graph.replace_uses(value, moved, of=takers)
-
-
-def _take_shifted(graph: OnnxGraph, conv: Any, image: str, source: str, scale: Array, offset: Array) -> None:
-    weights = graph.constants[conv.input[1]].astype(np.float64)
-    value = graph.add_node(conv, "Cast", [source], f"{image}/float", to=1)
-    shift = offset / scale
-    number = np.array(shift[0]) if (shift == shift[0]).all() else shift.reshape(1, -1, 1, 1)
-    stored = graph.add_constant(f"{image}.shift", number.astype(np.float32))
-    conv.input[0] = graph.add_node(conv, "Add", [value, stored], f"{image}/shifted")
-    folded = (weights * scale.reshape(1, -1, 1, 1)).astype(np.float32)
-    conv.input[1] = graph.add_constant(f"{conv.name}.weights", folded)
-
-
-def pad_depthwise_channels(graph: OnnxGraph, multiple: int = 16) -> None:
-    """Adds channels of zeros around depthwise convolutions until their number is a multiple.
-
-    Integer kernels for depthwise convolutions exist for whole vectors of channels only. A zero channel stays zero
-    through activations that keep 0, and the layer that follows has zero weights for it.
-    """
-    for node in [node for node in graph.nodes if node.op_type == "Conv"]:
-        weights = graph.constants.get(node.input[1])
-        if weights is None or not is_depthwise(node, weights) or attribute(node, "group") % multiple == 0:
-            continue
-        channels = attribute(node, "group")
-        found = _channel_group(graph, node, channels)
-        if found is None or weights.shape[0] != channels:
-            continue
-        for layer, widened in found:
-            _widen(graph, layer, widened, -channels % multiple)
-
-
-def _channel_group(graph: OnnxGraph, start: Any, channels: int) -> list[tuple[Any, str]] | None:
-    """Returns the layers that share the channels of a depthwise convolution, each with what of it has them.
-
-    That is `outputs`, `inputs`, or `both` for a depthwise one; None if anything else takes or gives these channels.
-    """
+def swish_nodes(graph: OnnxGraph) -> list[tuple[Any, Any]]:
+    """Returns the sigmoid and the product of each swish on an image of more than one pixel."""
     makers, users = graph.makers(), graph.users()
-    seen: set[str] = set()
-    found: dict[int, tuple[Any, str]] = {}
-    waiting = [start.input[0], start.output[0]]
-    while waiting:
-        value = waiting.pop()
-        if value in seen:
+    found = []
+    for product in graph.nodes:
+        if product.op_type != "Mul" or np.prod(graph.shapes.get(product.output[0], (1, 1))[2:]) <= 1:
             continue
-        seen.add(value)
-        maker = makers.get(value)
-        shape = graph.shapes.get(value, ())
-        if maker is None or graph.is_output(value) or len(shape) != 4 or shape[1] != channels:
-            return None
-        for node in (maker, *users.get(value, [])):
-            role = _role(graph, node, value)
-            if role is None:
-                return None
-            if role in {"inputs", "outputs", "both"}:
-                if found.setdefault(id(node), (node, role))[1] != role:
-                    return None
-            if role in {"both", "through"}:
-                waiting += [name for name in (*node.input, *node.output) if name and name not in graph.constants]
-    return list(found.values())
+        for source, other in (product.input, reversed(product.input)):
+            sigmoid = makers.get(other)
+            if sigmoid is None or sigmoid.op_type != "Sigmoid" or sigmoid.input[0] != source:
+                continue
+            if len(users[other]) == 1 and not graph.is_output(other):
+                found.append((sigmoid, product))
+                break
+    return found
 
 
-def _role(graph: OnnxGraph, node: Any, value: str) -> str | None:
-    """Returns how a node shares the channels of a value; None if it does in a way that is not known here."""
-    if node.op_type == "Conv":
-        weights = graph.constants.get(node.input[1])
-        if weights is None or value in node.input[1:] or _bias(graph, node)[1] is None:
-            return None
-        if is_depthwise(node, weights):
-            return "both" if weights.shape[0] == attribute(node, "group") else None
-        if attribute(node, "group", 1) != 1:
-            return None
-        return "outputs" if value in node.output else "inputs"
-    if node.op_type in {"Relu", "Clip", "Add", "Mul", "Sigmoid", "QuickGelu", "GlobalAveragePool", "AveragePool"}:
-        stored = [name for name in node.input if name in graph.constants]
-        return "through" if all(graph.scalar(name) is not None for name in stored) else None
-    return None
+def fuse_swish(graph: OnnxGraph, swishes: list[tuple[Any, Any]]) -> None:
+    """Writes swishes that stayed float as ONNX Runtime's operator for them.
 
-
-def _widen(graph: OnnxGraph, layer: Any, role: str, extra: int) -> None:
-    weights = graph.constants[layer.input[1]]
-    widths = [(0, 0)] * weights.ndim
-    widths[1 if role == "inputs" else 0] = (0, extra)
-    layer.input[1] = graph.add_constant(f"{layer.name}.weights", np.pad(weights, widths))
-    if role != "inputs" and len(layer.input) > 2 and layer.input[2]:
-        name, bias = _bias(graph, layer)
-        assert bias is not None
-        layer.input[2] = graph.add_constant(name, np.pad(bias, (0, extra)))
-    if role == "both":
-        for found in layer.attribute:
-            if found.name == "group":
-                found.i += extra
-
-
-def _has_plain_bias(graph: OnnxGraph, layer: Any) -> bool:
-    plain = attribute(layer, "alpha", 1.0) == 1.0 and attribute(layer, "beta", 1.0) == 1.0
-    return layer.op_type == "Conv" or plain
-
-
-def _bias(graph: OnnxGraph, layer: Any) -> tuple[str, Array | None]:
-    """Returns a name for a layer's new bias, and its values, zeros where it has none; None if they are not stored."""
-    weights = graph.constants.get(layer.input[1])
-    if weights is None:
-        return "", None
-    if len(layer.input) > 2 and layer.input[2]:
-        return f"{layer.name}.bias", graph.constants.get(layer.input[2])
-    outputs_at = 0 if layer.op_type == "Conv" or attribute(layer, "transB", 0) else 1
-    return f"{layer.name}.bias", np.zeros(weights.shape[outputs_at], weights.dtype)
-
-
-def _set(node: Any, **lists: tuple[int, ...]) -> None:
-    """Sets attributes that are lists of whole numbers."""
-    import onnx
-
-    kept = [found for found in node.attribute if found.name not in lists]
-    made = [onnx.helper.make_attribute(name, [int(number) for number in numbers]) for name, numbers in lists.items()]
-    del node.attribute[:]
-    node.attribute.extend([*kept, *made])
+    Its optimizer does that itself in a float graph. Behind a DequantizeLinear it does not: it gives the sigmoid and the
+    product each one of their own.
+    """
+    for sigmoid, product in swishes:
+        source, result = sigmoid.input[0], product.output[0]
+        if source not in product.input or sigmoid.output[0] not in product.input:
+            continue  # they are computed on integers after all
+        graph.add_node(product, "QuickGelu", [source], result, name=product.name, domain=CONTRIB_DOMAIN, alpha=1.0)
+        graph.remove(sigmoid)
+        graph.remove(product)
+        graph.use_domain(CONTRIB_DOMAIN)

@@ -7,14 +7,14 @@ pair, with its rectifier folded into the range of the result.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.targets.onnx_graph import Array, OnnxGraph, attribute
-from pipeline.targets.onnx_lowering import PIXEL_CENTER
+from pipeline.targets.onnx_first_layer import PIXEL_CENTER
+from pipeline.targets.onnx_graph import Array, OnnxGraph, attribute, output_axis
 
 ELEMENTWISE = ("Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "Concat", "LeakyRelu")
 """What ONNX Runtime computes on integers from quantized inputs, besides linear layers."""
@@ -26,9 +26,6 @@ _RECTIFIERS = {"Relu", "Clip"}
 _LINEAR = {"Conv", "Gemm", "MatMul"}
 _GIVES_FLOAT = {"Gemm", "MatMul"}
 """Linear layers that integer kernels exist of which give floats."""
-
-CONTRIB_DOMAIN = "com.microsoft"
-"""Of ONNX Runtime's own operators."""
 
 _MAX_BIAS = float(2**31 - 1)
 
@@ -42,7 +39,7 @@ class Stored:
 
 
 def activation_parameters(low: float, high: float) -> Stored:
-    """Returns the scale and zero point of a range, which is widened to hold 0: padding and rectifiers need it exactly."""
+    """Returns the scale and zero point of a range, which is widened to hold 0, as padding and rectifiers need it."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / 255)
     if not np.isfinite(scale) or scale < np.finfo(np.float32).tiny:
@@ -51,12 +48,21 @@ def activation_parameters(low: float, high: float) -> Stored:
 
 
 def linear_nodes(graph: OnnxGraph) -> list[Any]:
-    """Returns the convolutions and matrix products with stored weights."""
-    return [
-        node
-        for node in graph.nodes
-        if node.op_type in _LINEAR and node.input[1] in graph.constants and node.input[0] not in graph.constants
-    ]
+    """Returns the convolutions and matrix products on floats; weights of products may be activations too."""
+    import onnx
+
+    found = []
+    for node in graph.nodes:
+        if node.op_type not in _LINEAR or node.input[0] in graph.constants:
+            continue
+        weights = graph.constants.get(node.input[1])
+        if weights is None:
+            is_float = node.op_type == "MatMul" and graph.types.get(node.output[0]) == onnx.TensorProto.FLOAT
+        else:
+            is_float = weights.dtype == np.float32
+        if is_float:
+            found.append(node)
+    return found
 
 
 def activation_values(graph: OnnxGraph) -> list[str]:
@@ -86,9 +92,7 @@ def activation_values(graph: OnnxGraph) -> list[str]:
     return found
 
 
-def ranges_of_all_values(
-    graph: OnnxGraph, ranges: Mapping[str, tuple[float, float]]
-) -> dict[str, tuple[float, float]]:
+def ranges_of_all_values(graph: OnnxGraph, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """Returns ranges also of values that `activation_values` leaves out, as far as they follow from those given.
 
     A value that only moves numbers has the range of its source, and one that a rectifier alone takes that of the
@@ -106,39 +110,6 @@ def ranges_of_all_values(
         if node.op_type in _RECTIFIERS and node.output[0] in found:
             found.setdefault(node.input[0], found[node.output[0]])
     return found
-
-
-def swish_nodes(graph: OnnxGraph) -> list[tuple[Any, Any]]:
-    """Returns the sigmoid and the product of each swish on an image of more than one pixel."""
-    makers, users = graph.makers(), graph.users()
-    found = []
-    for product in graph.nodes:
-        if product.op_type != "Mul" or np.prod(graph.shapes.get(product.output[0], (1, 1))[2:]) <= 1:
-            continue
-        for source, other in (product.input, reversed(product.input)):
-            sigmoid = makers.get(other)
-            if sigmoid is None or sigmoid.op_type != "Sigmoid" or sigmoid.input[0] != source:
-                continue
-            if len(users[other]) == 1 and not graph.is_output(other):
-                found.append((sigmoid, product))
-                break
-    return found
-
-
-def fuse_swish(graph: OnnxGraph, swishes: list[tuple[Any, Any]]) -> None:
-    """Writes swishes that stayed float as ONNX Runtime's operator for them.
-
-    Its optimizer does that itself in a float graph. Behind a DequantizeLinear it does not: it gives the sigmoid and the
-    product each one of their own.
-    """
-    for sigmoid, product in swishes:
-        source, result = sigmoid.input[0], product.output[0]
-        if source not in product.input or sigmoid.output[0] not in product.input:
-            continue  # they are computed on integers after all
-        graph.add_node(product, "QuickGelu", [source], result, name=product.name, domain=CONTRIB_DOMAIN, alpha=1.0)
-        graph.remove(sigmoid)
-        graph.remove(product)
-        graph.use_domain(CONTRIB_DOMAIN)
 
 
 def quantize_graph(
@@ -175,7 +146,9 @@ class _Writer:
         self._levels = 64 if reduce_range else 127
         self._makers = graph.makers()
         self._users = graph.users()
-        self._linear = {id(node) for node in linear_nodes(graph) if node.name not in left_float}
+        self._linear = {
+            id(node) for node in linear_nodes(graph) if node.name not in left_float and node.input[1] in graph.constants
+        }
         self._pixels = {
             value: nodes
             for value, nodes in _pixels(graph).items()
@@ -202,14 +175,18 @@ class _Writer:
                 self._write_pair(value)
 
     def _find_integer(self, left_float: set[str]) -> None:
-        """Adds the elementwise nodes that compute on integers: those that follow an integer layer."""
+        """Adds the nodes without weights that compute on integers: those that follow an integer layer."""
+        import onnx
+
         follows: set[str] = set()
         for node in self._graph.nodes:
             values = [name for name in node.input if name and name not in self._graph.constants]
             if id(node) in self._linear:
                 follows.update(node.output)
             elif any(value in follows for value in values):
-                if node.op_type in ELEMENTWISE and node.name not in left_float:
+                takes_integers = node.op_type in ELEMENTWISE or node.op_type == "MatMul"
+                is_float = self._graph.types.get(node.output[0]) == onnx.TensorProto.FLOAT
+                if takes_integers and is_float and node.name not in left_float:
                     self._integer.add(id(node))
                 if node.op_type in (*ELEMENTWISE, *_RECTIFIERS, *_LAYOUT):
                     follows.update(node.output)
@@ -312,7 +289,7 @@ class _Writer:
         """Gives a linear layer int8 weights, symmetric for each output channel, and an int32 bias."""
         graph = self._graph
         weights = graph.constants[node.input[1]].astype(np.float64)
-        axis = _output_axis(node, weights)
+        axis = output_axis(node, weights)
         others = tuple(at for at in range(weights.ndim) if at != axis)
         scale = np.abs(weights).max(axis=others) / self._levels
         scale[scale < np.finfo(np.float32).tiny] = 1.0
@@ -343,14 +320,14 @@ class _Writer:
             if values.size == 1:
                 number = float(values.reshape(-1)[0])
                 stored = Stored(np.float32(abs(number) or 1.0), np.uint8(number < 0))
-                levels = np.full(values.shape, number > 0, np.uint8)
+                levels = np.full(values.shape, number > 0).astype(np.uint8)
             else:
                 stored = activation_parameters(float(values.min()), float(values.max()))
                 levels = np.clip(np.rint(values / stored.scale) + stored.zero_point, 0, 255).astype(np.uint8)
-            parts = [levels, np.array(stored.scale), np.array(stored.zero_point)]
+            parts: list[Array] = [levels, np.array(stored.scale), np.array(stored.zero_point)]
             node.input[at] = self._dequantized(node, f"{node.name}/constant_{at}", parts)
 
-    def _dequantized(self, node: Any, name: str, parts: list[Array], **attributes: Any) -> str:
+    def _dequantized(self, node: Any, name: str, parts: Sequence[Array], **attributes: Any) -> str:
         graph = self._graph
         stored = [
             graph.add_constant(f"{name}/{part}", values)
@@ -401,9 +378,3 @@ def _limits(graph: OnnxGraph, rectifier: Any) -> tuple[float, float] | None:
     for at, name in enumerate(("min", "max")):  # attributes before operator set 11
         limits[at] = attribute(rectifier, name, limits[at])
     return (limits[0], limits[1]) if limits[0] <= 0 <= limits[1] else None
-
-
-def _output_axis(node: Any, weights: Array) -> int:
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
-        return 0
-    return weights.ndim - 1

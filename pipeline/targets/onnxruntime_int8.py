@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import InputError, UnsupportedModelError
 from pipeline.model_source import Sample
-from pipeline.targets import onnx_lowering, onnx_qdq
+from pipeline.targets import onnx_channels, onnx_first_layer, onnx_lowering, onnx_qdq
 from pipeline.targets.onnx_file import load_model
 from pipeline.targets.onnx_graph import Array, OnnxGraph, has_bodies
 from pipeline.targets.onnx_names import drop_unused_domains, name_after_position
@@ -37,9 +37,9 @@ SCHEMES: Mapping[str, str] = MappingProxyType(
 def lower(float_path: Path, scheme: str, out_path: Path) -> None:
     """Writes the float graph as a scheme wants it: the same function, to within 1e-6 of the outputs' range.
 
-    Unless the scheme is the converter's: idle reshapes go; factors, such as the 1/6 of hard-swish, move into the weights
-    that follow; the scaling of pixels moves into the first convolution, which takes pixels in blocks of four; depthwise
-    convolutions get channels of zeros up to a multiple of 16. Names of layers stay.
+    Unless the scheme is the converter's: idle reshapes go; factors, such as the 1/6 of hard-swish, move into the
+    weights that follow; the scaling of pixels moves into the first convolution, which takes pixels in blocks of four;
+    depthwise convolutions get channels of zeros up to a multiple of 16. Names of layers stay.
 
     Args:
         float_path: As the target exports it in float32, with batch normalizations folded.
@@ -60,8 +60,8 @@ def lower(float_path: Path, scheme: str, out_path: Path) -> None:
     onnx_lowering.fold_shifts(graph)
     onnx_lowering.clip_hard_swish_inputs(graph)
     onnx_lowering.push_scales(graph)
-    onnx_lowering.rescale_in_first_layer(graph, in_blocks=True)
-    onnx_lowering.pad_depthwise_channels(graph)
+    onnx_first_layer.rescale_in_first_layer(graph, in_blocks=True)
+    onnx_channels.pad_depthwise_channels(graph)
     graph.save(out_path)
 
 
@@ -78,12 +78,12 @@ def lower_float(float_path: Path, out_path: Path) -> None:
     graph = OnnxGraph(model)
     onnx_lowering.drop_idle_layout(graph)
     onnx_lowering.push_scales(graph)
-    onnx_lowering.rescale_in_first_layer(graph, in_blocks=False)
+    onnx_first_layer.rescale_in_first_layer(graph, in_blocks=False)
     graph.save(out_path)
 
 
 def linear_layers(path: Path) -> tuple[str, ...]:
-    """Returns the names of the convolutions and matrix products with stored weights, in order."""
+    """Returns the names of the convolutions and matrix products, in order; of some products both factors vary."""
     return tuple(node.name for node in onnx_qdq.linear_nodes(OnnxGraph(load_model(path))))
 
 
@@ -152,17 +152,21 @@ def quantize(
         InputError: There is no such scheme or layer, or a range is missing or no range.
         UnsupportedModelError: ONNX Runtime can't quantize the model.
     """
+    from onnxruntime.quantization import QuantType
+
     _check_scheme(scheme)
-    graph = OnnxGraph(load_model(path))
+    model = load_model(path)
+    graph = OnnxGraph(model)
     known = {node.name for node in onnx_qdq.linear_nodes(graph)}
     unknown = sorted(set(float_layers) - known)
     if unknown:
         raise InputError(f"{path.name} has no layer {_listed(unknown)}. Take names from linear_layers().")
     _check_ranges(ranges, path)
-    if scheme == "converter":
-        _as_converter(path, graph, ranges, float_layers, out_path, reduce_range=reduce_range)
+    if scheme == "converter" or has_bodies(model):
+        better = {} if scheme == "converter" else {"activation_type": QuantType.QUInt8, "per_channel": True}
+        _by_quantize_static(path, graph, ranges, float_layers, out_path, reduce_range=reduce_range, **better)
         return
-    swishes = onnx_qdq.swish_nodes(graph) if scheme == "uint8" else []
+    swishes = onnx_lowering.swish_nodes(graph) if scheme == "uint8" else []
     try:
         onnx_qdq.quantize_graph(
             graph,
@@ -173,11 +177,11 @@ def quantize(
         )
     except KeyError as error:
         raise InputError(f"No range is given for {error.args[0]!r}. Give one for each of observed().") from error
-    onnx_qdq.fuse_swish(graph, swishes)
+    onnx_lowering.fuse_swish(graph, swishes)
     graph.save(out_path)
 
 
-def _as_converter(
+def _by_quantize_static(
     path: Path,
     graph: OnnxGraph,
     ranges: Mapping[str, tuple[float, float]],
@@ -185,8 +189,12 @@ def _as_converter(
     out_path: Path,
     *,
     reduce_range: bool,
+    **options: Any,
 ) -> None:
-    """Quantizes by quantize_static with nothing but its defaults; the ranges are what it takes for a calibration."""
+    """Quantizes by quantize_static, which takes the ranges for a calibration that it did before.
+
+    Models with loops or branches are quantized so in every scheme.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, quantize_static, save_tensors_data
     from onnxruntime.quantization.calibrate import TensorsData
@@ -205,6 +213,7 @@ def _as_converter(
                 nodes_to_exclude=list(float_layers),
                 reduce_range=reduce_range,
                 calibration_cache_path=str(cache),
+                **options,
             )
         except Exception as error:  # ONNX Runtime's errors have no common class
             raise UnsupportedModelError(
@@ -225,15 +234,15 @@ def _check_ranges(ranges: Mapping[str, tuple[float, float]], path: Path) -> None
     for name, (low, high) in ranges.items():
         if not (np.isfinite(low) and np.isfinite(high) and low <= high):
             raise InputError(
-                f"The range of {name} in {path.name} is {low} to {high}; expected two finite numbers in order. Look for "
-                f"what makes the network overflow."
+                f"The range of {name} in {path.name} is {low} to {high}; expected two finite numbers in order. "
+                f"Look for what makes the network overflow."
             )
 
 
 def _is_float(graph: OnnxGraph, name: str) -> bool:
     import onnx
 
-    return graph.types.get(name) == onnx.TensorProto.FLOAT
+    return bool(graph.types.get(name) == onnx.TensorProto.FLOAT)
 
 
 def _listed(names: Sequence[str]) -> str:
