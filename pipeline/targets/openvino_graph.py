@@ -97,7 +97,13 @@ def scale_rows(model: Any) -> None:
         if not source.get_partial_shape().is_static or not steps:
             continue
         _, height, width, channels = source.get_partial_shape().to_shape()
-        value = opset13.reshape(source, np.array([-1, height, width * channels]), special_zero=False)
+        # A Reshape behind the Convert would keep the plugin from converting and scaling in one go.
+        convert = source.get_node() if source.get_node().get_type_name() == "Convert" else None
+        stored = convert.input_value(0) if convert else source
+        value = opset13.reshape(stored, np.array([-1, height, width * channels]), special_zero=False)
+        if convert:
+            value = opset13.convert(value, source.get_element_type())
+            value.set_friendly_name(convert.get_friendly_name())
         for step, values in steps:
             tiled = opset13.constant(np.tile(np.broadcast_to(values.reshape(-1), (channels,)), width)[None, None])
             make = opset13.multiply if step.get_type_name() == "Multiply" else opset13.add

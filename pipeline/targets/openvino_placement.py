@@ -131,7 +131,7 @@ def _placement(path: str, digest: str) -> Placement:
         ),
     )
     found = [node for node in marked.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
-    sites = _united(site for node in found if not _is_stored(node, 0) for site in [_site(node)])
+    sites = _united(_site(node) for node in found if not _is_stored(node, 0) and not _is_image_before_scale(node))
     return Placement(
         sites=sites,
         weights=tuple(each for node in found if _is_stored(node, 0) for each in _stored_weights(node)),
@@ -139,15 +139,27 @@ def _placement(path: str, digest: str) -> Placement:
     )
 
 
+def _is_image_before_scale(quantizer: Any) -> bool:
+    """Whether a quantizer takes whole numbers from outside that are not scaled yet: there is nothing to quantize."""
+    source = quantizer.input_value(0).get_node()
+    if source.get_type_name() != "Convert" or not source.get_input_element_type(0).is_integral():
+        return False
+    while source.get_type_name() in _CARRIERS | {"Convert"}:
+        source = source.input_value(0).get_node()
+    return source.get_type_name() == "Parameter" and all(
+        layer_of(user.get_node(), user.get_index()) is None for user in _users(quantizer)
+    )
+
+
 def _site(quantizer: Any) -> Site:
     source = quantizer.input_value(0)
-    takers = sorted((user.get_node().get_friendly_name(), user.get_index(), user.get_node()) for user in _users(quantizer))
-    depthwise = all(node.get_type_name() == "GroupConvolution" for _, _, node in takers)
+    takers = [(user.get_node(), user.get_index()) for user in _users(quantizer)]
+    depthwise = all(node.get_type_name() == "GroupConvolution" for node, _ in takers)
     return Site(
         tensor=tensor_name(source),
         node=source.get_node().get_friendly_name(),
         output=source.get_index(),
-        consumers=tuple((name, port) for name, port, _ in takers),
+        consumers=tuple(sorted((node.get_friendly_name(), port) for node, port in takers)),
         channels=int(source.get_partial_shape()[1].get_length()) if depthwise else 0,
     )
 
