@@ -22,14 +22,12 @@ from pipeline.targets.base import (
     model_files,
     signature_names,
 )
+from pipeline.targets.openvino_graph import fold_scales, hide_gates, number_anew
 from pipeline.targets.tensorflow_graph import static_saved_model
 from pipeline.targets.tflite_file import TFLiteFile
 
 _NO_RULE = re.compile(r"No conversion rule found for operations: ([\w.:, -]+?)(?:\n|$| To facilitate)")
 _FAILED_RULE = re.compile(r"-- ([\w.:-]+) with a message")
-_NUMBERED = re.compile(r'(<layer id="\d+" name=")([A-Z][A-Za-z0-9]*)_(\d+)(?=["/])')
-"""The name of a layer that OpenVINO or NNCF made up, or what one was derived from."""
-
 _ALL = ("float32", "float16", "int8")
 
 
@@ -112,26 +110,11 @@ def _make(source: ModelSource, precision: str, calibration: Calibration, path: P
         if source.signature.source != "openvino":
             model.set_rt_info("", ["conversion_parameters", "input_model"])
         ov.save_model(model, str(path), compress_to_fp16=precision == "float16")
-        _number_anew(path)
+        number_anew(path)
     except (StageError, OSError):
         raise
     except Exception as error:  # OpenVINO's and NNCF's errors have no common class
         raise UnsupportedModelError(_explain(str(error), precision), details=str(error)) from error
-
-
-def _number_anew(path: Path) -> None:
-    """Numbers the layers that OpenVINO numbers by a counter of the process by their place in the file instead."""
-    numbers: dict[tuple[str, str], int] = {}
-    counts: dict[str, int] = {}
-
-    def renamed(found: re.Match[str]) -> str:
-        kind, number = found[2], found[3]
-        if (kind, number) not in numbers:
-            counts[kind] = counts.get(kind, 0) + 1
-            numbers[kind, number] = counts[kind]
-        return f"{found[1]}{kind}_{numbers[kind, number]}"
-
-    path.write_text(_NUMBERED.sub(renamed, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _converted(source: ModelSource, scratch: Path) -> Any:
@@ -195,8 +178,8 @@ def _to_int8(model: Any, calibration: Calibration) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    _fold_scales(model)
-    _hide_gates(model)
+    fold_scales(model)
+    hide_gates(model)
     samples = list(calibration)
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     parameters = None
@@ -221,59 +204,6 @@ def _to_int8(model: Any, calibration: Calibration) -> Any:
         # It runs parts of the network, and the CPU plugin can't run all parts: not a transposed convolution whose
         # output nothing takes.
         return quantize(model, fast=True)
-
-
-def _fold_scales(model: Any) -> None:
-    """Multiplies scales behind matrix products, such as those of batch norms, into their weights.
-
-    With one thread, the CPU plugin of OpenVINO 2026.4 reads memory that nothing wrote where an int8 MatMul has a
-    Multiply behind it, and the answers are arbitrary.
-    """
-    import numpy as np
-    from openvino import opset13
-
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "Multiply":
-            continue
-        sources = [node.input_value(index).get_node() for index in range(2)]
-        product = next((source for source in sources if source.get_type_name() == "MatMul"), None)
-        scale = next((source for source in sources if source.get_type_name() == "Constant"), None)
-        if product is None or scale is None or len(product.output(0).get_target_inputs()) != 1:
-            continue
-        weights = product.input_value(1).get_node()
-        if weights.get_type_name() != "Constant" or len(weights.output(0).get_target_inputs()) != 1:
-            continue
-        values, factors = np.asarray(weights.data), np.asarray(scale.data)
-        transposed = bool(product.get_attributes()["transpose_b"])
-        width = values.shape[0 if transposed else -1]
-        if values.ndim != 2 or factors.size not in (1, width) or factors.shape[-1:] not in ((), (1,), (width,)):
-            continue
-        factors = np.broadcast_to(factors.reshape(-1), (width,))
-        scaled = opset13.constant((values * (factors[:, None] if transposed else factors)).astype(values.dtype))
-        scaled.set_friendly_name(weights.get_friendly_name())
-        product.input(1).replace_source_output(scaled.output(0))
-        node.output(0).replace(product.output(0))
-
-
-def _hide_gates(model: Any) -> None:
-    """Takes the pooling of squeeze-and-excite gates apart into a mean without dimensions and their return.
-
-    NNCF leaves gates in float wherever it recognizes one, and has no option against it. The file would be neither
-    int8 nor what the other runtimes have. It does not recognize a gate with an operation more, which computes nothing.
-    """
-    import numpy as np
-    from openvino import opset13
-
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "ReduceMean" or not node.get_attributes()["keep_dims"]:
-            continue
-        users = [port.get_node().get_type_name() for port in node.output(0).get_target_inputs()]
-        axes = node.input_value(1).get_node()
-        if users != ["Convolution"] or axes.get_type_name() != "Constant":
-            continue
-        mean = opset13.reduce_mean(node.input_value(0), axes, keep_dims=False)
-        mean.set_friendly_name(node.get_friendly_name())
-        node.output(0).replace(opset13.unsqueeze(mean, np.asarray(axes.data)).output(0))
 
 
 def _explain(message: str, precision: str) -> str:
