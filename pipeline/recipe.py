@@ -24,8 +24,9 @@ from pipeline.errors import RecipeError
 from pipeline.gates import GatesConfig
 from pipeline.model_config import AnyModelConfig, BudgetModelConfig, OwnModelConfig, form_of_model
 from pipeline.network import FAKE_NETWORK, ModelConfig
+from pipeline.quantization.section import QuantizationConfig
 from pipeline.recipe_matrix import combinations
-from pipeline.reference import CalibrateConfig, QuantizationConfig
+from pipeline.reference import CalibrateConfig
 from pipeline.sources import SOURCES, RecipeData
 from pipeline.sources.base import SourceConfig
 from pipeline.sources.samples import RandomConfig

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.calibration.methods import Method
 from pipeline.errors import DataError
 from pipeline.quantization.calibration_checks import calibration_doubts
 from pipeline.quantization.calibration_set import draw_calibration_set
+from pipeline.quantization.section import CalibrationSetConfig
 from pipeline.samples import calibration_input_file, reference_input_file, reference_output_file
 from pipeline.stages.base import FrozenConfig, Tell
 from pipeline.training.images import preprocessed_training_images
@@ -51,18 +52,6 @@ class CalibrateConfig(FrozenConfig):
         return values
 
 
-class QuantizationConfig(FrozenConfig):
-    """What the integer precisions take their ranges from.
-
-    Attributes:
-        calibration_images: How many training images, balanced over the classes.
-        seed: Of the draw.
-    """
-
-    calibration_images: int = Field(default=200, ge=64)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-
-
 def write_reference(data: Path, out_dir: Path, predict: Predict) -> dict[str, Any]:
     """Writes the images every exported model is verified on, and the network's logits for them.
 
@@ -90,7 +79,7 @@ def write_reference(data: Path, out_dir: Path, predict: Predict) -> dict[str, An
     return {"reference_images": len(images), "test_images": num_test}
 
 
-def write_calibration_set(data: Path, out_dir: Path, config: QuantizationConfig, tell: Tell) -> dict[str, Any]:
+def write_calibration_set(data: Path, out_dir: Path, config: CalibrationSetConfig, tell: Tell) -> dict[str, Any]:
     """Draws the calibration set from the training split, writes its images, and returns the list for the manifest.
 
     What speaks against it (`calibration_doubts`) is told as warnings and stands in the manifest.

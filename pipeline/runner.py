@@ -300,11 +300,11 @@ class _Run:
             random = recipe.data if isinstance(recipe.data, RandomConfig) else None
             roles = {"model": "model"} if random else {"model": "model", "data": "data"}
             quantized = any(precision == "int8" for _, precision in self._own) and random is None
-            quantization = recipe.quantization if quantized else None
+            quantization = recipe.quantization.calibration_set() if quantized else None
             self._make("calibrate", ReferenceStage(quantization=quantization, random=random), roles)
             return
         kind = FakeCalibrateStage if _is_fake(recipe) else CalibrateStage
-        stage = kind(calibrate=recipe.calibrate, quantization=recipe.quantization)
+        stage = kind(calibrate=recipe.calibrate, quantization=recipe.quantization.calibration_set())
         self._make("calibrate", stage, {"data": "data", "train": "train"})
 
     def _export(self) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.calibration.record import SplitLogits, calibrate_confidence
 from pipeline.network import ModelConfig, load_network, predict_logits, save_network
-from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
+from pipeline.quantization.section import CalibrationSetConfig
+from pipeline.reference import CalibrateConfig, write_calibration_set, write_reference
 from pipeline.saved_model import write_saved_model
 from pipeline.stages.base import Stage, Tell
 from pipeline.training.config import Backend
@@ -31,7 +32,7 @@ class CalibrateStage(Stage):
     stage: ClassVar[str] = "calibrate"
 
     calibrate: CalibrateConfig
-    quantization: QuantizationConfig
+    quantization: CalibrationSetConfig
     backend: Backend = "tensorflow"
 
     def tool_names(self) -> tuple[str, ...]:

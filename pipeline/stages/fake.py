@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from pipeline.calibration.record import SplitLogits, calibrate_confidence
 from pipeline.metrics import calibration_summary
-from pipeline.reference import CalibrateConfig, QuantizationConfig, write_calibration_set, write_reference
+from pipeline.quantization.section import CalibrationSetConfig
+from pipeline.reference import CalibrateConfig, write_calibration_set, write_reference
 from pipeline.signature import image_signature
 from pipeline.stages.base import Stage, Tell
 from pipeline.targets.fake import WEIGHTS_FILE
@@ -65,7 +66,7 @@ class FakeCalibrateStage(Stage):
     tools: ClassVar[tuple[str, ...]] = ("matplotlib", "numpy", "scikit-learn", "scipy")
 
     calibrate: CalibrateConfig
-    quantization: QuantizationConfig
+    quantization: CalibrationSetConfig
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Fits, folds, draws, and records the reference."""

@@ -20,7 +20,7 @@ from pipeline.judgement import completed, judge
 from pipeline.model_source import ModelSource
 from pipeline.quantization.calibration_checks import calibration_doubts
 from pipeline.quantization.calibration_set import draw_calibration_set
-from pipeline.reference import QuantizationConfig
+from pipeline.quantization.section import CalibrationSetConfig
 from pipeline.samples import (
     SampleSet,
     calibration_input_file,
@@ -47,7 +47,7 @@ class ReferenceStage(Stage):
 
     stage: ClassVar[str] = "calibrate"
 
-    quantization: QuantizationConfig | None
+    quantization: CalibrationSetConfig | None
     random: RandomConfig | None = None
     split: Literal["train", "validation", "test"] = "test"
     backend: Literal["tensorflow"] = "tensorflow"
@@ -105,7 +105,9 @@ class ReferenceStage(Stage):
         return SampleSet(signature, tuple(files))
 
 
-def _calibration_set(samples: SampleSet, test: SampleSet, config: QuantizationConfig, out_dir: Path) -> dict[str, Any]:
+def _calibration_set(
+    samples: SampleSet, test: SampleSet, config: CalibrationSetConfig, out_dir: Path
+) -> dict[str, Any]:
     """Draws the calibration set from the training split, balanced over the classes where there are labels.
 
     Doubts are about the first input, which most models have alone.

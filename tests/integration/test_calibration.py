@@ -29,7 +29,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from pipeline.network import ModelConfig, build_network, predict_logits, save_network
-from pipeline.reference import CalibrateConfig, QuantizationConfig
+from pipeline.quantization.section import CalibrationSetConfig
+from pipeline.reference import CalibrateConfig
 from pipeline.stages.calibrate import CalibrateStage
 
 folder = Path(sys.argv[1])
@@ -67,7 +68,7 @@ save_network(network, trained, config=config, classes=list("0123456789"))
 logits = {name: predict_logits(network, images[splits[name]]) for name in ("validation", "test")}
 np.savez(folder / "logits.npz", **logits)
 
-stage = CalibrateStage(calibrate=CalibrateConfig(), quantization=QuantizationConfig())
+stage = CalibrateStage(calibrate=CalibrateConfig(), quantization=CalibrationSetConfig())
 metrics = stage.run({"data": data, "train": trained}, folder, lambda event: None)
 (folder / "found.json").write_text(json.dumps({**metrics, "training_accuracy": history["accuracy"][-1]}))
 """

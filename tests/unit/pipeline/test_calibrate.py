@@ -14,10 +14,10 @@ from pipeline.calibration.measures import measures
 from pipeline.errors import DataError
 from pipeline.metrics import negative_log_likelihood
 from pipeline.network import predict_logits
+from pipeline.quantization.section import CalibrationSetConfig
 from pipeline.reference import (
     MIN_PARITY_IMAGES,
     CalibrateConfig,
-    QuantizationConfig,
     write_calibration_set,
     write_reference,
 )
@@ -61,7 +61,7 @@ def make_data(folder: Path, *, train: int = 90, validation: int = 60, test: int 
 
 
 def stage(**calibrate: Any) -> CalibrateStage:
-    return CalibrateStage(calibrate=CalibrateConfig(**calibrate), quantization=QuantizationConfig())
+    return CalibrateStage(calibrate=CalibrateConfig(**calibrate), quantization=CalibrationSetConfig())
 
 
 @pytest.mark.parametrize("method", ["temperature", "isotonic"])
@@ -112,7 +112,7 @@ def test_an_empty_validation_split_is_named(tmp_path: Path) -> None:
 
 def draw(data: Path, out_dir: Path, **settings: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
-    return write_calibration_set(data, out_dir, QuantizationConfig(**settings), events.append), events
+    return write_calibration_set(data, out_dir, CalibrationSetConfig(**settings), events.append), events
 
 
 def test_the_calibration_set_is_listed_with_names_and_digests(tmp_path: Path) -> None:

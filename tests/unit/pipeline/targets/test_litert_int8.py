@@ -53,7 +53,9 @@ def network(builder: Any, *, offset: Any = -1.0) -> bytes:
     return bytes(made.content([image], [x]))
 
 
-SAMPLES = [{"in0": image[None]} for image in np.random.default_rng(1).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8)]
+SAMPLES = [
+    {"in0": image[None]} for image in np.random.default_rng(1).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8)
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""The `quantization` section of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.quantization.ranges import RANGE_METHODS, RangeMethod
+from pipeline.quantization.remedies import REMEDIES, Remedy
+from pipeline.stages.base import FrozenConfig
+
+
+class CalibrationSetConfig(FrozenConfig):
+    """What the integer precisions take their ranges from.
+
+    Attributes:
+        calibration_images: How many training images, balanced over the classes.
+        seed: Of the draw.
+    """
+
+    calibration_images: int = Field(default=200, ge=64)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class AccuracyConfig(FrozenConfig):
+    """How much accuracy int8 may cost, and what is done about it.
+
+    Attributes:
+        max_drop: On the validation images, 0..1 (0.005 is half a point).
+        remedies: Which are tried where the drop is larger, in the order of `pipeline.quantization.remedies`.
+    """
+
+    max_drop: float = Field(default=0.005, ge=0, le=1)
+    remedies: tuple[Remedy, ...] = REMEDIES
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        expected = tuple(remedy for remedy in REMEDIES if remedy in self.remedies)
+        if self.remedies != expected or "ranges" not in self.remedies:
+            raise ValueError(
+                f"quantization.accuracy.remedies is {', '.join(self.remedies) or 'empty'}: begin with ranges, name "
+                f"each once, and keep the order {', '.join(REMEDIES)}."
+            )
+        return self
+
+
+class QuantizationConfig(CalibrationSetConfig):
+    """How networks become int8.
+
+    Attributes:
+        ranges: How the ranges of activations are chosen; `auto` takes what leaves the output closest to float.
+        search: `device` measures every way to int8 on the first device and takes the fastest; `none` takes the one
+            that was fastest where this was made.
+        accuracy: The limit that remedies are tried for; None tries none.
+    """
+
+    ranges: Literal["auto"] | RangeMethod = "auto"
+    search: Literal["none", "device"] = "none"
+    accuracy: AccuracyConfig | None = None
+
+    def calibration_set(self) -> CalibrationSetConfig:
+        """Returns what the calibration set is drawn by."""
+        return CalibrationSetConfig(calibration_images=self.calibration_images, seed=self.seed)
+
+    def range_methods(self) -> tuple[RangeMethod, ...]:
+        """Returns the ways to choose ranges that are compared."""
+        return RANGE_METHODS if self.ranges == "auto" else (self.ranges,)
