@@ -176,18 +176,34 @@ def _scaled(observation: Observation) -> list[Range]:
 def _entropy(observation: Observation) -> Range:
     if observation.high <= observation.low:
         return _min_max(observation)
-    divergences = [_divergence(observation, bounds) for bounds in _scaled(observation)]
+    counts = _without_zeros(observation)
+    if not counts.any():
+        return _min_max(observation)
+    divergences = [_divergence(observation.centers(), counts, bounds) for bounds in _scaled(observation)]
     return _scaled(observation)[int(np.argmin(divergences))]
 
 
-def _divergence(observation: Observation, bounds: Range) -> float:
+def _without_zeros(observation: Observation) -> npt.NDArray[np.float64]:
+    """Returns the counts without the zeros that a rectifier gives.
+
+    The grid has an exact zero. Counted, half of all values in one bin would make every grid bad whose levels are wider
+    than that bin, and so any range but a tiny one.
+    """
+    counts = observation.counts.astype(np.float64)
+    if observation.low <= 0 <= observation.high:
+        place = min(int((0 - observation.low) * BINS / (observation.high - observation.low)), BINS - 1)
+        beside = [counts[other] for other in (place - 1, place + 1) if 0 <= other < BINS]
+        counts[place] = min(counts[place], sum(beside) / len(beside))
+    return counts
+
+
+def _divergence(centers: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], bounds: Range) -> float:
     """Returns the Kullback-Leibler divergence of the histogram after quantization from the one before.
 
     Before: bins beyond the range are counted in the outermost ones within it. After: the counts within each level are
     spread evenly over those of its bins that are not empty, as in Migacz 2017; what was clipped is missing there, so
     that clipping costs.
     """
-    centers, counts = observation.centers(), observation.counts.astype(np.float64)
     inside = (centers >= bounds[0]) & (centers <= bounds[1])
     if not inside.any() or not counts[inside].any():
         return float("inf")

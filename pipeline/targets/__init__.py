@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError, ModelFileError
 from pipeline.signature import SourceFormat
+from pipeline.quantization.quantizer import Quantizer
+from pipeline.targets import litert_int8, onnxruntime_int8, openvino_int8
 from pipeline.targets.base import GraphSummary, Reach, Target, TargetName
 from pipeline.targets.fake import FakeTarget
 from pipeline.targets.litert import LiteRTTarget
@@ -21,6 +23,13 @@ TARGETS: dict[TargetName, Target] = {
     "openvino": OpenVinoTarget(),
     "fake": FakeTarget(),
 }
+
+QUANTIZERS: dict[TargetName, Quantizer] = {
+    "litert": litert_int8,
+    "onnxruntime": onnxruntime_int8,
+    "openvino": openvino_int8,
+}
+"""What makes int8 of a target's float files."""
 
 
 def reachable(source: SourceFormat) -> dict[TargetName, tuple[str, ...] | str]:

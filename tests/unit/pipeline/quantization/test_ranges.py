@@ -115,6 +115,13 @@ def test_an_outlier_does_not_stretch_the_range(method: RangeMethod) -> None:
         assert squared_error(found, bounds) < squared_error(found, estimate(found, "min_max"))
 
 
+def test_the_zeros_of_a_rectifier_do_not_shrink_the_range() -> None:
+    values = np.random.default_rng(4).normal(size=(20, 20_000))
+    whole, rectified = (estimate(observed(rows), "entropy")[1] for rows in (np.abs(values), np.maximum(values, 0)))
+    assert rectified == pytest.approx(whole, rel=0.15)
+    assert rectified > 2.5
+
+
 def test_mse_finds_the_least_error_of_a_fine_grid() -> None:
     found = observed(np.random.default_rng(3).laplace(size=(10, 20_000)))
     error = squared_error(found, estimate(found, "mse"))
