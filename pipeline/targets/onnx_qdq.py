@@ -66,7 +66,7 @@ def linear_nodes(graph: OnnxGraph) -> list[Any]:
 
 
 def activation_values(graph: OnnxGraph) -> list[str]:
-    """Returns the float values that a quantized form of the graph may store, in order.
+    """Returns the float values that a quantized form of the graph may store, in order; float inputs come first.
 
     Not among them: what a rectifier alone takes, which is never stored; pixels, whose range is known; what only moves
     numbers; and results of the model that a matrix product gives.
@@ -75,7 +75,7 @@ def activation_values(graph: OnnxGraph) -> list[str]:
 
     users = graph.users()
     pixels = {node.output[0] for nodes in _pixels(graph).values() for node in nodes}
-    found = []
+    found = [name for name in graph.inputs if graph.types.get(name) == onnx.TensorProto.FLOAT]
     for node in graph.nodes:
         value = node.output[0]
         takers = users.get(value, [])
@@ -258,26 +258,36 @@ class _Writer:
     def _write_pair(self, value: str) -> None:
         """Puts a pair behind a value; a rectifier that the range makes needless goes."""
         graph = self._graph
-        maker = self._makers[value]
+        maker = self._makers.get(value)
         is_integer = value in self._integer_made
         takers = [user for user in graph.nodes if value in user.input]
         if not is_integer:  # what stays float takes the value as it is
             takers = [user for user in takers if id(user) in self._integer or user.op_type in _LAYOUT]
         is_output = is_integer and graph.is_output(value)
-        if is_integer and maker.op_type in _RECTIFIERS:
+        if maker is not None and is_integer and maker.op_type in _RECTIFIERS:
             graph.remove(maker)
             source = maker.input[0]
-        elif is_output:
+        elif maker is not None and is_output:
             source = f"{value}/float"
             maker.output[:] = [source if name == value else name for name in maker.output]
         else:
             source = value
-        scale, zero_point = self._parameters(value, self._stored[value])
         before = takers[0] if takers else None
+        if not is_integer and self._is_straight(value):
+            # One input: a copy. ONNX Runtime would quantize a float layer between pairs again.
+            source = graph.add_node(before, "Max", [value], f"{value}/kept_float")
+        scale, zero_point = self._parameters(value, self._stored[value])
         stored = graph.add_node(before, "QuantizeLinear", [source, scale, zero_point], f"{value}/quantized")
         result = value if is_output else f"{value}/dequantized"
         graph.add_node(before, "DequantizeLinear", [stored, scale, zero_point], result, name=f"{value}/dequantize")
         graph.replace_uses(value, result, of=takers)
+
+    def _is_straight(self, value: str) -> bool:
+        """Whether a value comes from a layer that stays float, with nothing but rectifiers in between."""
+        maker = self._makers.get(value)
+        while maker is not None and maker.op_type in _RECTIFIERS:
+            maker = self._makers.get(maker.input[0])
+        return maker is not None and maker.op_type in {*_LINEAR, "ConvTranspose"}
 
     def _parameters(self, value: str, stored: Stored) -> list[str]:
         return [

@@ -113,20 +113,22 @@ def activations(path: Path, samples: Iterable[Sample], names: Sequence[str]) -> 
     import onnxruntime
 
     model = load_model(path)
-    known = {name for node in model.graph.node for name in node.output}
-    unknown = sorted(set(names) - known)
+    inputs = {value.name for value in model.graph.input}
+    made = [name for name in dict.fromkeys(names) if name not in inputs]
+    unknown = sorted(set(made) - {name for node in model.graph.node for name in node.output})
     if unknown:
         raise InputError(f"{path.name} has no value {_listed(unknown)}. Take names from observed().")
     outputs = {value.name for value in model.graph.output}
     model.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names) if name not in outputs
+        onnx.helper.make_empty_tensor_value_info(name) for name in made if name not in outputs
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for sample in samples:
-        yield dict(zip(names, session.run(list(names), dict(sample)), strict=True))
+        values = dict(zip(made, session.run(made, dict(sample)), strict=True)) if made else {}
+        yield {name: values[name] if name in values else sample[name] for name in names}
 
 
 def quantize(
