@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pipeline.errors import InputError
 from pipeline.model_source import Sample
 from pipeline.targets.openvino_graph import fold_scales, hide_gates, number_anew, scale_rows
-from pipeline.targets.openvino_placement import Placement, Site, layer_of, linear_operations, placement, tensor_name
+from pipeline.targets.openvino_placement import Placement, Site, linear_operations, placement, taker_of, tensor_name
 
 Bound = float | npt.NDArray[np.floating[Any]]
 Range = tuple[Bound, Bound]
@@ -89,9 +89,24 @@ def lower(float_path: Path, scheme: str, out_path: Path) -> None:
     _save(model, out_path, ov)
 
 
+def layers(path: Path) -> dict[str, str]:
+    """Returns for each convolution and matrix product with stored weights the tensor that it gives, its bias added.
+
+    They are in the order in which they run.
+    """
+    model = _read(path)  # whose nodes live no longer than it does
+    return {node.get_friendly_name(): tensor_name(_with_bias(node)) for node in linear_operations(model)}
+
+
 def linear_layers(path: Path) -> tuple[str, ...]:
-    """Returns the names of the convolutions and matrix products with stored weights, in the order they are computed."""
-    return tuple(node.get_friendly_name() for node in linear_operations(_read(path)))
+    """Returns the names of the convolutions and matrix products with stored weights, in the order they run."""
+    return tuple(layers(path))
+
+
+def operations(path: Path) -> tuple[str, ...]:
+    """Returns the names of all operations that can be left in float, in the order they run."""
+    model = _read(path)
+    return tuple(node.get_friendly_name() for node in _quantizable(model, placement(path)))
 
 
 def observed(path: Path) -> tuple[str, ...]:
@@ -105,30 +120,32 @@ def channelwise(path: Path) -> tuple[str, ...]:
 
 
 def activations(path: Path, samples: Iterable[Sample], names: Collection[str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yields for each sample what the float model computes under the names.
+    """Yields for each sample what a model, in float or int8, computes under the names.
 
     Args:
         path: The model.
         samples: What it is fed with.
-        names: Of `observed`, or of any operation of the file.
+        names: Of `observed`, of outputs, or of any operation of the file; those that it does not hold are left out.
 
     Yields:
         By name, float32, as the file lays the tensor out: `(1, channels, height, width)` behind convolutions.
 
     Raises:
-        InputError: A name is not in the file.
+        InputError: The file holds none of the names.
     """
     import openvino as ov
     from openvino import opset13
 
     model = _read(path)
     known = {tensor_name(port): port for node in model.get_ordered_ops() for port in node.outputs()}
-    _check_names(set(names) - set(known), known, path)
-    wanted = list(dict.fromkeys(names))
+    known |= {name: port.get_node().input_value(0) for port in model.outputs for name in port.get_names()}
+    wanted = [name for name in dict.fromkeys(names) if name in known]
+    if not wanted:
+        _check_names(names, known, path)
     results = [opset13.result(known[name]) for name in wanted]
-    compiled = ov.Core().compile_model(
-        ov.Model(results, model.get_parameters()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    # One thread, so that sums have one order and ranges one value wherever they are taken.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = ov.Core().compile_model(ov.Model(results, model.get_parameters()), "CPU", settings)
     request = compiled.create_infer_request()
     for sample in samples:
         request.infer({key: np.ascontiguousarray(value) for key, value in sample.items()})
@@ -151,7 +168,7 @@ def quantize(
             the largest magnitude being the last step: weights that lie on such steps stay what they are.
         scheme: A name of `SCHEMES`.
         ranges: For each name of `observed`.
-        float_layers: Names of `linear_layers` that stay in float.
+        float_layers: Names of `operations` that stay in float; what they take is not rounded for them.
         out_path: The `.xml`; the `.bin` is written beside it.
         reduce_range: Whether weights keep to 7 bits, for x86 processors without VNNI.
 
@@ -162,8 +179,8 @@ def quantize(
 
     chosen, places = _scheme(scheme), placement(path)
     model = _read(path)
-    layers = {node.get_friendly_name() for node in linear_operations(model)}
-    _check_names(set(float_layers) - layers, layers, path)
+    able = [node.get_friendly_name() for node in _quantizable(model, places)]
+    _check_names(set(float_layers) - set(able), able, path)
     known = [site.tensor for site in places.sites]
     _check_names(set(ranges) - set(known), known, path)
     nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
@@ -176,6 +193,24 @@ def quantize(
             _quantize_weights(nodes[weights.consumer], weights.port, weights.axes, steps)
     model.validate_nodes_and_infer_types()
     _save(model, out_path, ov)
+
+
+def _quantizable(model: Any, places: Placement) -> list[Any]:
+    """Returns the operations that take something quantized."""
+    nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+    names = {taker_of(nodes[name], port).get_friendly_name() for site in places.sites for name, port in site.consumers}
+    names |= {weights.consumer for weights in places.weights}
+    return [node for name, node in nodes.items() if name in names]
+
+
+def _with_bias(node: Any) -> Any:
+    """Returns what an operation gives, with the constant that is added to it, if one is."""
+    users = [user.get_node() for user in node.output(0).get_target_inputs()]
+    if len(users) == 1 and users[0].get_type_name() == "Add":
+        sources = [port.get_node().get_type_name() for port in users[0].input_values()]
+        if "Constant" in sources:
+            return users[0].output(0)
+    return node.output(0)
 
 
 def _bounds(places: Placement, ranges: Mapping[str, Range], *, symmetric: bool) -> dict[str, Range]:
@@ -235,7 +270,11 @@ def _quantize_activation(nodes: Mapping[str, Any], site: Site, bounds: Range, fl
     """Puts a FakeQuantize between a tensor and those that take it quantized, layers in float excepted."""
     from openvino import opset13
 
-    consumers = [(name, port) for name, port in site.consumers if layer_of(nodes[name], port) not in float_layers]
+    consumers = [
+        (name, port)
+        for name, port in site.consumers
+        if taker_of(nodes[name], port).get_friendly_name() not in float_layers
+    ]
     if not consumers:
         return
     source = nodes[site.node].output(site.output)

@@ -88,15 +88,14 @@ def linear_operations(model: Any) -> list[Any]:
     return [node for node in model.get_ordered_ops() if node.get_type_name() in LINEAR and _is_stored(node, 1)]
 
 
-def layer_of(node: Any, port: int) -> str | None:
-    """Returns the layer whose input an input is, perhaps through operations that only arrange values."""
+def taker_of(node: Any, port: int) -> Any:
+    """Returns the operation that computes with an input, behind those that only arrange it for this one operation."""
     while node.get_type_name() in _CARRIERS and port == 0:
         users = list(node.output(0).get_target_inputs())
         if len(users) != 1:
-            return None
+            break
         node, port = users[0].get_node(), users[0].get_index()
-    name: str = node.get_friendly_name()
-    return name if node.get_type_name() in LINEAR else None
+    return node
 
 
 def placement(path: Path) -> Placement:
@@ -131,23 +130,11 @@ def _placement(path: str, digest: str) -> Placement:
         ),
     )
     found = [node for node in marked.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
-    sites = _united(_site(node) for node in found if not _is_stored(node, 0) and not _is_image_before_scale(node))
+    sites = _united(_site(node) for node in found if not _is_stored(node, 0))
     return Placement(
         sites=sites,
         weights=tuple(each for node in found if _is_stored(node, 0) for each in _stored_weights(node)),
         joined=_joined(marked, sites),
-    )
-
-
-def _is_image_before_scale(quantizer: Any) -> bool:
-    """Whether a quantizer takes whole numbers from outside that are not scaled yet: there is nothing to quantize."""
-    source = quantizer.input_value(0).get_node()
-    if source.get_type_name() != "Convert" or not source.get_input_element_type(0).is_integral():
-        return False
-    while source.get_type_name() in _CARRIERS | {"Convert"}:
-        source = source.input_value(0).get_node()
-    return source.get_type_name() == "Parameter" and all(
-        layer_of(user.get_node(), user.get_index()) is None for user in _users(quantizer)
     )
 
 

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.quantization.quantizer import Quantizer
+from pipeline.quantization.sensitivity import measure_sensitivity
 from pipeline.targets import inspect_model
 from pipeline.targets import openvino_int8 as target
 
@@ -179,6 +181,41 @@ def test_activations(lowered: dict[str, Path]) -> None:
     expected = given[1]["image"][0] * np.array([0.017, 0.018, 0.017], np.float32) + np.array([-2, -2, -1.8], np.float32)
     assert found[1]["scaled"].reshape(SIZE, SIZE, 3) == pytest.approx(expected, abs=1e-5)
     assert found[0]["stem/act"].shape == (1, CHANNELS, SIZE // 2, SIZE // 2)
+
+
+def test_layers_alone(lowered: dict[str, Path]) -> None:
+    """With everything else in float one layer alone takes rounded values, and with everything nothing does."""
+    path, given = lowered["asymmetric"], samples()
+    able = target.operations(path)
+    assert {"pool", "gated", "block", *CONVOLUTIONS} <= set(able)
+    assert list(target.layers(path).items())[:2] == [("stem", "stem/bias"), ("expand", "expand/bias")]
+    assert target.layers(path)["logits"] == "shifted"
+    nothing = quantized(path, "asymmetric", float_layers=able, name="nothing")
+    assert not [name for name in operations(nothing) if name.endswith(("/quantized", "/weights"))]
+    reference = answers(path, given)
+    assert np.abs(answers(nothing, given) - reference).max() < 1e-6 * np.abs(reference).max()
+    alone = quantized(path, "asymmetric", float_layers=tuple(name for name in able if name != "project"), name="alone")
+    made = {name for name in operations(alone) if name.endswith(("/quantized", "/weights"))}
+    assert made == {"gated/quantized", "project/weights"}
+    whole = quantized(path, "asymmetric", name="whole")
+    assert snr_db(reference, answers(whole, given)) < snr_db(reference, answers(alone, given)) < 100
+
+
+def test_sensitivity_of_every_layer(lowered: dict[str, Path], tmp_path: Path) -> None:
+    quantizer: Quantizer = target
+    path = lowered["asymmetric"]
+    found = measure_sensitivity(
+        quantizer,
+        path,
+        scheme="asymmetric",
+        ranges=ranges_of(path),
+        samples=samples(4),
+        output="logits",
+        scratch=tmp_path,
+    )
+    assert tuple(each.layer for each in found) == CONVOLUTIONS
+    assert all(each.alone_db is not None and 20 < each.alone_db < 100 for each in found)
+    assert all(each.output_db is not None and 20 < each.output_db < 100 for each in found)
 
 
 @pytest.mark.parametrize("scheme", target.SCHEMES)
@@ -349,3 +386,4 @@ def test_refusals(lowered: dict[str, Path]) -> None:
         quantized(path, "asymmetric", ranges=ranges | {"gated": (1, 0)})
     with pytest.raises(InputError, match="nothing under nowhere"):
         next(target.activations(path, samples(1), ["nowhere"]))
+    assert set(next(target.activations(path, samples(1), ["nowhere", "gated"]))) == {"gated"}
