@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.quantization.quantizer import Quantizer
 from pipeline.quantization.ranges import RangeMethod
-from pipeline.quantization.remedies import Attempt, best_attempt, try_ranges
 from pipeline.quantization.static import Observed, compare_range_methods, lowered_and_observed
 from pipeline.stages.base import Tell
-from pipeline.targets.base import Target, model_files
+from pipeline.targets.base import Target
 
 
 @dataclass(frozen=True)

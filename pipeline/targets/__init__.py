@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import InputError, ModelFileError
-from pipeline.signature import SourceFormat
 from pipeline.quantization.quantizer import Quantizer
+from pipeline.signature import SourceFormat
 from pipeline.targets import litert_int8, onnxruntime_int8, openvino_int8
 from pipeline.targets.base import GraphSummary, Reach, Target, TargetName
 from pipeline.targets.fake import FakeTarget

@@ -111,6 +111,10 @@ class Graph:
                 return index
         raise KeyError(name)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor with that name."""
+        return any(tensor.name.decode() == name for tensor in self._subgraph.tensors)
+
     def type(self, index: int) -> str:
         """Returns the element type of a tensor, such as `float32`."""
         return str(self._types[self._subgraph.tensors[index].type]).lower()

@@ -60,10 +60,22 @@ def lower(float_path: Path, scheme: str, out_path: Path) -> None:
     graph.write(out_path)
 
 
+def layers(path: Path) -> dict[str, str]:
+    """Returns for each convolution and matrix product the tensor that it gives, in the order in which they run."""
+    graph = Graph.read(path)
+    names = [given_name(graph, operator) for operator in graph.operators if graph.is_linear(operator)]
+    return {name: name for name in names}
+
+
 def linear_layers(path: Path) -> tuple[str, ...]:
     """Returns the names of the convolutions and matrix products, in the order in which they run."""
+    return tuple(layers(path))
+
+
+def operations(path: Path) -> tuple[str, ...]:
+    """Returns the names of all operations, each of which can be left in float, in the order in which they run."""
     graph = Graph.read(path)
-    return tuple(given_name(graph, operator) for operator in graph.operators if graph.is_linear(operator))
+    return tuple(dict.fromkeys(given_name(graph, operator) for operator in graph.operators))
 
 
 def observed(path: Path) -> tuple[str, ...]:
@@ -92,17 +104,20 @@ def activations(
     Args:
         path: A float file or a quantized one.
         samples: What the file is fed with, by the names of its inputs.
-        names: Of tensors.
+        names: Of tensors, or of the signature's outputs; those that the file does not hold are left out.
 
     Raises:
-        KeyError: The file has no tensor of a name.
+        KeyError: The file holds none of the names.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     graph = Graph.read(path)
     fed = dict(TFLiteFile(path).tensor_names())
-    for name in names:
-        graph.add_output(graph.index(name))
+    tensors = {name: fed.get(name, name) for name in names if graph.holds(fed.get(name, name))}
+    if names and not tensors:
+        raise KeyError(f"{path.name} holds none of {', '.join(names)}")
+    for tensor in tensors.values():
+        graph.add_output(graph.index(tensor))
     interpreter = Interpreter(model_content=graph.content(), num_threads=1)
     interpreter.allocate_tensors()
     inputs = {detail["name"]: detail for detail in interpreter.get_input_details()}
@@ -111,7 +126,7 @@ def activations(
         for name, values in sample.items():
             interpreter.set_tensor(inputs[fed[name]]["index"], values)
         interpreter.invoke()
-        found = {name: results[name] for name in names}
+        found = {name: results[tensor] for name, tensor in tensors.items()}
         yield {name: _floats(interpreter.get_tensor(detail["index"]), detail) for name, detail in found.items()}
 
 

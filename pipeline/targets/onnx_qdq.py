@@ -22,7 +22,7 @@ ELEMENTWISE = ("Add", "Mul", "Sigmoid", "GlobalAveragePool", "AveragePool", "Con
 _LAYOUT = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "MaxPool"}
 """Operations that only move or choose numbers: their results have the scale of their first input."""
 
-_RECTIFIERS = {"Relu", "Clip"}
+RECTIFIERS = {"Relu", "Clip"}
 _LINEAR = {"Conv", "Gemm", "MatMul"}
 _GIVES_FLOAT = {"Gemm", "MatMul"}
 """Linear layers that integer kernels exist of which give floats."""
@@ -86,7 +86,7 @@ def activation_values(graph: OnnxGraph) -> list[str]:
         if graph.is_output(value):
             if not takers and node.op_type in _GIVES_FLOAT:
                 continue
-        elif len(takers) == 1 and takers[0].op_type in _RECTIFIERS and _limits(graph, takers[0]) is not None:
+        elif len(takers) == 1 and takers[0].op_type in RECTIFIERS and _limits(graph, takers[0]) is not None:
             continue
         found.append(value)
     return found
@@ -107,7 +107,7 @@ def ranges_of_all_values(graph: OnnxGraph, ranges: Mapping[str, tuple[float, flo
         elif node.op_type == "Cast" and graph.types.get(node.input[0]) == onnx.TensorProto.UINT8:
             found.setdefault(node.output[0], (0.0, 255.0))
     for node in reversed(graph.nodes):
-        if node.op_type in _RECTIFIERS and node.output[0] in found:
+        if node.op_type in RECTIFIERS and node.output[0] in found:
             found.setdefault(node.input[0], found[node.output[0]])
     return found
 
@@ -188,7 +188,7 @@ class _Writer:
                 is_float = self._graph.types.get(node.output[0]) == onnx.TensorProto.FLOAT
                 if takes_integers and is_float and node.name not in left_float:
                     self._integer.add(id(node))
-                if node.op_type in (*ELEMENTWISE, *_RECTIFIERS, *_LAYOUT):
+                if node.op_type in (*ELEMENTWISE, *RECTIFIERS, *_LAYOUT):
                     follows.update(node.output)
 
     def _choose(self, node: Any) -> None:
@@ -212,7 +212,7 @@ class _Writer:
         """Returns what is stored of a node's result: that of its rectifier, if that is all that takes it."""
         result: str = node.output[0]
         takers = self._users.get(result, [])
-        if len(takers) == 1 and not self._graph.is_output(result) and takers[0].op_type in _RECTIFIERS:
+        if len(takers) == 1 and not self._graph.is_output(result) and takers[0].op_type in RECTIFIERS:
             return str(takers[0].output[0]) if _limits(self._graph, takers[0]) is not None else result
         return result
 
@@ -228,7 +228,7 @@ class _Writer:
             self._stored[value] = self._stored[maker.input[0]]
             return
         low, high = self._ranges[value]
-        if maker is not None and maker.op_type in _RECTIFIERS:
+        if maker is not None and maker.op_type in RECTIFIERS:
             limits = _limits(self._graph, maker)
             if limits is not None:
                 low, high = max(low, limits[0]), min(high, limits[1])
@@ -264,7 +264,7 @@ class _Writer:
         if not is_integer:  # what stays float takes the value as it is
             takers = [user for user in takers if id(user) in self._integer or user.op_type in _LAYOUT]
         is_output = is_integer and graph.is_output(value)
-        if maker is not None and is_integer and maker.op_type in _RECTIFIERS:
+        if maker is not None and is_integer and maker.op_type in RECTIFIERS:
             graph.remove(maker)
             source = maker.input[0]
         elif maker is not None and is_output:
@@ -285,7 +285,7 @@ class _Writer:
     def _is_straight(self, value: str) -> bool:
         """Whether a value comes from a layer that stays float, with nothing but rectifiers in between."""
         maker = self._makers.get(value)
-        while maker is not None and maker.op_type in _RECTIFIERS:
+        while maker is not None and maker.op_type in RECTIFIERS:
             maker = self._makers.get(maker.input[0])
         return maker is not None and maker.op_type in {*_LINEAR, "ConvTranspose"}
 

@@ -82,9 +82,31 @@ def lower_float(float_path: Path, out_path: Path) -> None:
     graph.save(out_path)
 
 
+def layers(path: Path) -> dict[str, str]:
+    """Returns for each convolution and matrix product the value that it gives, in order; of some both factors vary.
+
+    Of a layer with a rectifier it is the rectifier's, for in int8 both are one.
+    """
+    graph = OnnxGraph(load_model(path))
+    users = graph.users()
+    found = {}
+    for node in onnx_qdq.linear_nodes(graph):
+        takers = users.get(node.output[0], [])
+        rectified = (
+            len(takers) == 1 and takers[0].op_type in onnx_qdq.RECTIFIERS and not graph.is_output(node.output[0])
+        )
+        found[node.name] = takers[0].output[0] if rectified else node.output[0]
+    return found
+
+
 def linear_layers(path: Path) -> tuple[str, ...]:
     """Returns the names of the convolutions and matrix products, in order; of some products both factors vary."""
-    return tuple(node.name for node in onnx_qdq.linear_nodes(OnnxGraph(load_model(path))))
+    return tuple(layers(path))
+
+
+def operations(path: Path) -> tuple[str, ...]:
+    """Returns the names of the nodes that can be left in float, in order: layers and elementwise operations."""
+    return tuple(_quantizable(OnnxGraph(load_model(path))))
 
 
 def observed(path: Path) -> tuple[str, ...]:
@@ -104,31 +126,30 @@ def activations(path: Path, samples: Iterable[Sample], names: Sequence[str]) -> 
     Args:
         path: A float model.
         samples: What the model is fed with.
-        names: Of values of the graph, as `observed` gives them.
+        names: Of values of the graph, as `observed` gives them; those that the file does not hold are left out.
 
     Raises:
-        InputError: The graph has no value of a name.
+        InputError: The graph has none of the values.
     """
     import onnx
     import onnxruntime
 
     model = load_model(path)
     inputs = {value.name for value in model.graph.input}
-    made = [name for name in dict.fromkeys(names) if name not in inputs]
-    unknown = sorted(set(made) - {name for node in model.graph.node for name in node.output})
-    if unknown:
-        raise InputError(f"{path.name} has no value {_listed(unknown)}. Take names from observed().")
+    known = {name for node in model.graph.node for name in node.output}
+    made = [name for name in dict.fromkeys(names) if name not in inputs and name in known]
+    given = [name for name in dict.fromkeys(names) if name in inputs]
+    if names and not made and not given:
+        raise InputError(f"{path.name} has no value {_listed(list(names))}. Take names from observed().")
     outputs = {value.name for value in model.graph.output}
-    model.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in made if name not in outputs
-    )
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made if name not in outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for sample in samples:
         values = dict(zip(made, session.run(made, dict(sample)), strict=True)) if made else {}
-        yield {name: values[name] if name in values else sample[name] for name in names}
+        yield {**values, **{name: sample[name] for name in given}}
 
 
 def quantize(
@@ -146,7 +167,7 @@ def quantize(
         path: What `lower` wrote for this scheme; its weights may have been changed since.
         scheme: A key of `SCHEMES`.
         ranges: Lowest and highest number of each of `observed`; they are widened to hold 0.
-        float_layers: Names of `linear_layers` that stay float, with the activation functions that follow them.
+        float_layers: Names of `operations` that stay float; layers with the activation functions that follow them.
         out_path: Where to write.
         reduce_range: Whether weights keep to 7 bits, for x86 processors without VNNI.
 
@@ -159,10 +180,10 @@ def quantize(
     _check_scheme(scheme)
     model = load_model(path)
     graph = OnnxGraph(model)
-    known = {node.name for node in onnx_qdq.linear_nodes(graph)}
-    unknown = sorted(set(float_layers) - known)
+    linear = {node.name for node in onnx_qdq.linear_nodes(graph)}
+    unknown = sorted(set(float_layers) - set(_quantizable(graph)))
     if unknown:
-        raise InputError(f"{path.name} has no layer {_listed(unknown)}. Take names from linear_layers().")
+        raise InputError(f"{path.name} has no layer {_listed(unknown)}. Take names from operations().")
     _check_ranges(ranges, path)
     if scheme == "converter" or has_bodies(model):
         better = {} if scheme == "converter" else {"activation_type": QuantType.QUInt8, "per_channel": True}
@@ -173,8 +194,8 @@ def quantize(
         onnx_qdq.quantize_graph(
             graph,
             ranges,
-            float_layers=float_layers,
-            float_nodes={node.name for pair in swishes for node in pair},
+            float_layers=linear & set(float_layers),
+            float_nodes={*(set(float_layers) - linear), *(node.name for pair in swishes for node in pair)},
             reduce_range=reduce_range,
         )
     except KeyError as error:
@@ -225,6 +246,11 @@ def _by_quantize_static(
     name_after_position(model)
     drop_unused_domains(model)
     onnx.save(model, str(out_path))
+
+
+def _quantizable(graph: OnnxGraph) -> list[str]:
+    linear = {node.name for node in onnx_qdq.linear_nodes(graph)}
+    return [node.name for node in graph.nodes if node.name in linear or node.op_type in onnx_qdq.ELEMENTWISE]
 
 
 def _check_scheme(scheme: str) -> None:
