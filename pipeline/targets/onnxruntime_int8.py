@@ -120,7 +120,7 @@ def observed(path: Path) -> tuple[str, ...]:
     return (*values, *(name for name in graph.outputs if name not in values and _is_float(graph, name)))
 
 
-def activations(path: Path, samples: Iterable[Sample], names: Sequence[str]) -> Iterator[dict[str, Array]]:
+def activations(path: Path, samples: Iterable[Sample], names: Collection[str]) -> Iterator[dict[str, Array]]:
     """Yields the values of activations, sample by sample, computed by ONNX Runtime.
 
     Args:
