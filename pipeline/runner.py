@@ -310,12 +310,24 @@ class _Run:
     def _export(self) -> None:
         roles = {"calibrate": "calibrate"} | ({"model": "model"} if self._own else {})
         for target, precision in self._own or self._everything():
-            stage = ExportStage(target=target, precision=precision, reduce_range=self._reduce_range(target, precision))
-            self._try(f"export/{target}/{precision}", stage, roles)
+            name, more = f"export/{target}/{precision}", {}
+            if precision != "int8":
+                stage = ExportStage(target=target, precision=precision)
+            else:
+                stage = ExportStage(
+                    target=target,
+                    precision=precision,
+                    reduce_range=self._reduce_range(target),
+                    range_methods=self._recipe.quantization.range_methods(),
+                )
+                floats = f"export/{target}/float32"
+                more = {"float32": floats} if floats in self._result.artifacts else {}
+            self._try(name, stage, roles | more)
 
     def _everything(self) -> list[tuple[TargetName, Precision]]:
-        """Returns every target with every precision, as the recipe has them."""
-        return list(itertools.product(self._recipe.export.targets, self._recipe.export.precisions))
+        """Returns every target with every precision, float32 before what is made of it."""
+        precisions = sorted(self._recipe.export.precisions, key=lambda precision: precision != "float32")
+        return list(itertools.product(self._recipe.export.targets, precisions))
 
     def _verify(self) -> None:
         for name in self._exported():
@@ -353,9 +365,9 @@ class _Run:
     def _exported(self) -> list[str]:
         return [name for name in self._result.artifacts if name.startswith("export/")]
 
-    def _reduce_range(self, target: str, precision: str) -> bool:
+    def _reduce_range(self, target: str) -> bool:
         """Whether a device of this run is an x86 processor whose 8-bit products saturate in 16 bits."""
-        if target != "onnxruntime" or precision != "int8":
+        if target != "onnxruntime":
             return False
         return any(_saturates(profile) for profile in self._result.profiles)
 

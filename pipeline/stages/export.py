@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,11 +15,13 @@ from pydantic import model_validator
 from devices.board.confidence import CONFIDENCE_FILE
 from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
+from pipeline.quantization.int8 import Int8Export
+from pipeline.quantization.ranges import RANGE_METHODS, RangeMethod
 from pipeline.samples import calibration_input_file
 from pipeline.signature import Signature, read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
-from pipeline.targets import TARGETS
-from pipeline.targets.base import Precision, TargetName
+from pipeline.targets import QUANTIZERS, TARGETS, inspect_model
+from pipeline.targets.base import Precision, TargetName, check_interface
 
 
 class ExportConfig(FrozenConfig):
@@ -49,10 +52,14 @@ class ExportConfig(FrozenConfig):
 class ExportStage(Stage):
     """Reads `calibrate`; writes one model, and `calibration.json` where a map of the confidence goes with it.
 
+    For int8 it may read `float32`, the same target's export in float32, which it makes for itself otherwise.
+
     Attributes:
         target: Key of `TARGETS`.
         precision: What is asked for; what the file holds is in the metrics.
         reduce_range: Whether int8 weights keep to 7 bits (`Calibration.reduce_range`).
+        range_methods: For int8, ways to choose ranges that are compared.
+        schemes: For int8, ways of the target's quantizer, the fastest first; none takes the quantizer's first.
     """
 
     stage: ClassVar[str] = "export"
@@ -60,6 +67,8 @@ class ExportStage(Stage):
     target: TargetName
     precision: Precision
     reduce_range: bool = False
+    range_methods: tuple[RangeMethod, ...] = ()
+    schemes: tuple[str, ...] = ()
 
     def tool_names(self) -> tuple[str, ...]:
         """Those of the target."""
@@ -77,7 +86,7 @@ class ExportStage(Stage):
         source = ModelSource(inputs.get("model", inputs["calibrate"]), read_signature(inputs["calibrate"]))
         tell({"message": f"{self.target} {self.precision}"})
         calibration = _calibration(inputs["calibrate"], source.signature, reduce_range=self.reduce_range)
-        path = target.export(source, self.precision, calibration, out_dir)
+        path, quantized = self._write(source, calibration, inputs, out_dir, tell)
         summary = target.inspect(path)
         if summary.precision != self.precision:
             raise UnsupportedModelError(
@@ -102,7 +111,45 @@ class ExportStage(Stage):
             metrics["calibration_set_sha256"] = calibration_digest(calibration)
             metrics["calibration_images"] = len(calibration)
             metrics["reduce_range"] = self.reduce_range
+            metrics["quantization"] = quantized
         return metrics
+
+    def _write(
+        self, source: ModelSource, calibration: Calibration, inputs: Mapping[str, Path], out_dir: Path, tell: Tell
+    ) -> tuple[Path, dict[str, Any]]:
+        """Writes the model; int8 of a float one by our own ranges, unless that refuses what the converter takes.
+
+        Raises:
+            UnsupportedModelError: The target can't take the model.
+        """
+        target, quantizer = TARGETS[self.target], QUANTIZERS.get(self.target)
+        if self.precision != "int8" or quantizer is None or not _is_float(source):
+            return target.export(source, self.precision, calibration, out_dir), {}
+        with tempfile.TemporaryDirectory(prefix=".float-", dir=out_dir) as scratch:
+            if "float32" in inputs:
+                floats = inputs["float32"] / f"model{target.suffix}"
+            else:
+                floats = target.export(source, "float32", calibration, Path(scratch))
+            export = Int8Export(
+                quantizer=quantizer,
+                float_path=floats,
+                calibration=calibration,
+                schemes=self.schemes or tuple(quantizer.SCHEMES),
+                methods=self.range_methods or RANGE_METHODS,
+            )
+            try:
+                path, record = export.make(out_dir)
+                check_interface(target.inspect(path), source.signature, runtime=target.format_name)
+            except UnsupportedModelError as error:
+                tell({"message": f"{self.target} int8 is left to the converter: {error.message}"})
+            else:
+                return path, record
+        return target.export(source, self.precision, calibration, out_dir), {"scheme": "converter"}
+
+
+def _is_float(source: ModelSource) -> bool:
+    """Whether a model is float32, and not quantized already."""
+    return source.signature.source == "saved_model" or inspect_model(source.path).precision == "float32"
 
 
 def _calibration(directory: Path, signature: Signature, *, reduce_range: bool) -> Calibration:
