@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-STAGE_NAMES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
+STAGE_NAMES = ("data", "model", "train", "calibrate", "search", "export", "verify", "benchmark", "select", "report")
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the last words of child processes.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object.")

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
-from pipeline.quantization.report import divergence_lines, drop_lines, speed_lines
+from pipeline.quantization.report import divergence_lines, drop_lines, search_lines, speed_lines
 from pipeline.runner import RunResult
 
 
@@ -27,6 +27,7 @@ def report_of(result: RunResult) -> dict[str, Any]:
         "data": _data(result),
         "network": _network(result),
         "artifacts": [_artifact(result, name) for name in artifacts if name.startswith("export/")],
+        "searches": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("search/")],
         "benchmarks": _benchmarks(result),
         "devices": _devices(result),
         "selected": {
@@ -104,6 +105,8 @@ def _artifact(result: RunResult, name: str) -> dict[str, Any]:
         row[field] = verified.get(field)
     if "confidence_map" in exported:
         row["confidence_map"] = str(artifact.file(exported["confidence_map"]))
+    if exported.get("quantization"):
+        row["quantization"] = exported["quantization"]
     if "calibration_set_sha256" in exported:
         row["calibration_set_sha256"] = exported["calibration_set_sha256"]
     return row
@@ -224,6 +227,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         f"Selected for {name}: {selection['reason']}" if selection["selected"] else selection["reason"]
         for name, selection in report["selected"].items()
     ]
+    lines += search_lines(report)
     lines += speed_lines(report)
     lines += drop_lines(report)
     lines += divergence_lines(report)

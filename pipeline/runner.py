@@ -1,6 +1,7 @@
 """Runs a recipe: the one place that knows the order of the stages.
 
-    data -> train -> calibrate -> export (each target x precision) -> verify (each) -> benchmark -> select (each device)
+    data -> train -> calibrate -> search (each target) -> export (each target x precision) -> verify (each) -> benchmark
+    -> select (each device)
 
 A recipe with a budget has the stage `model` before `train`, which finds the network that fits. A model of one's own has
 `model`, which imports it, in place of `train`, and its own answers in place of `calibrate`.
@@ -47,14 +48,16 @@ from pipeline.stages.fit import FitStage
 from pipeline.stages.import_model import ImportStage
 from pipeline.stages.reference_model import ReferenceStage
 from pipeline.stages.samples import SamplesStage
+from pipeline.stages.search import SearchStage, image_size_and_classes
 from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
+from pipeline.targets import QUANTIZERS
 from pipeline.targets.base import Precision, TargetName
 from pipeline.training.backends import expects_gpu, resolve_backend
 from pipeline.training.distribution import read_cluster
 
-STAGES = ("data", "model", "train", "calibrate", "export", "verify", "benchmark", "select", "report")
+STAGES = ("data", "model", "train", "calibrate", "search", "export", "verify", "benchmark", "select", "report")
 """In the order in which they run."""
 
 
@@ -202,11 +205,16 @@ def train_stage(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> TrainStage
         recipe: What is run; its model is a network, by name or by budget.
         artifacts: Of a recipe with a budget: `model`, the network that was found to fit.
     """
-    model = recipe.model
-    if not isinstance(model, ModelConfig):
-        model = ModelConfig.model_validate(artifacts["model"].manifest.metrics["model"])
     backend = resolve_backend(recipe.train.backend)
+    model = network_of(recipe, artifacts)
     return TrainStage(model=model, train=recipe.train, backend=backend, on_gpu=expects_gpu(backend))
+
+
+def network_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> ModelConfig:
+    """Returns the network of a recipe: the one it names, or the one that was found to fit its budget."""
+    if isinstance(recipe.model, ModelConfig):
+        return recipe.model
+    return ModelConfig.model_validate(artifacts["model"].manifest.metrics["model"])
 
 
 def find_artifact(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> Artifact | None:
@@ -238,6 +246,7 @@ class _Run:
             "model": self._model,
             "train": self._train,
             "calibrate": self._calibrate,
+            "search": self._search,
             "export": self._export,
             "verify": self._verify,
             "benchmark": self._benchmark,
@@ -307,6 +316,35 @@ class _Run:
         stage = kind(calibrate=recipe.calibrate, quantization=recipe.quantization.calibration_set())
         self._make("calibrate", stage, {"data": "data", "train": "train"})
 
+    def _search(self) -> None:
+        """Looks for the fastest way to int8 in each target on the first device, where the recipe asks for it."""
+        recipe, artifacts = self._recipe, self._result.artifacts
+        if recipe.quantization.search == "none" or not self._result.profiles:
+            return
+        model, size, classes, roles = None, (0, 0), 0, {"model": "model", "calibrate": "calibrate"}
+        if not self._own:
+            model, roles = network_of(recipe, artifacts), {}
+            size, classes = image_size_and_classes(artifacts["data"].directory)
+        profile = self._result.profiles[0]
+        for target, precision in self._own or self._everything():
+            if precision == "int8" and target in QUANTIZERS:
+                stage = SearchStage(
+                    target=target,
+                    model=model,
+                    image_size=size,
+                    num_classes=classes,
+                    benchmark=recipe.benchmark,
+                    profile=profile,
+                    host=host_facts() if profile.transport.kind == "local" else {},
+                    reduce_range=self._reduce_range(target),
+                )
+                self._try(f"search/{target}", stage, roles)
+
+    def _schemes(self, target: TargetName) -> tuple[str, ...]:
+        """Returns the ways to int8 that were measured, the fastest first; none where none was."""
+        found = self._result.artifacts.get(f"search/{target}")
+        return tuple(found.manifest.metrics["schemes"]) if found else ()
+
     def _export(self) -> None:
         roles = {"calibrate": "calibrate"} | ({"model": "model"} if self._own else {})
         for target, precision in self._own or self._everything():
@@ -319,6 +357,7 @@ class _Run:
                     precision=precision,
                     reduce_range=self._reduce_range(target),
                     range_methods=self._recipe.quantization.range_methods(),
+                    schemes=self._schemes(target),
                 )
                 floats = f"export/{target}/float32"
                 more = {"float32": floats} if floats in self._result.artifacts else {}

@@ -79,3 +79,24 @@ def speed_lines(report: Mapping[str, Any]) -> list[str]:
             if ratio >= 1
         ]
     return lines
+
+
+def search_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each target whose ways to int8 were measured: all of them, the fastest first.
+
+    Args:
+        report: As a whole.
+    """
+    lines = []
+    for search in report.get("searches", ()):  # a report from before there was a search has none
+        measured = {row["scheme"]: row["latency_ms"]["p50"] for row in search["candidates"] if row["latency_ms"]}
+        ways = ", ".join(f"{scheme} {measured[scheme]:.3f} ms" for scheme in search["schemes"])
+        floats = search["float32_latency_ms"]
+        text = f"Ways to int8 in {search['target']} on {search['device']} ({search['mode']}): {ways or 'none'}"
+        lines.append(f"{text}; float32 {floats['p50']:.3f} ms." if floats else f"{text}.")
+        lines += [
+            f"{search['target']} {row['scheme']} could not be measured: {row['error']}"
+            for row in search["candidates"]
+            if row["error"]
+        ]
+    return lines
