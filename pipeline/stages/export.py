@@ -14,9 +14,12 @@ from pydantic import model_validator
 
 from devices.board.confidence import CONFIDENCE_FILE
 from pipeline.errors import UnsupportedModelError
+from pipeline.manifest import read_manifest
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.quantization.int8 import Int8Export
 from pipeline.quantization.ranges import RANGE_METHODS, RangeMethod
+from pipeline.quantization.remedies import Remedy
+from pipeline.quantization.walk import ValidationJudge, take_step
 from pipeline.samples import calibration_input_file
 from pipeline.signature import Signature, read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
@@ -52,7 +55,9 @@ class ExportConfig(FrozenConfig):
 class ExportStage(Stage):
     """Reads `calibrate`; writes one model, and `calibration.json` where a map of the confidence goes with it.
 
-    For int8 it may read `float32`, the same target's export in float32, which it makes for itself otherwise.
+    For int8 it may read `float32`, the same target's export in float32, which it makes for itself otherwise. With a
+    limit for the drop it also reads `data`, from the second remedy on `previous` (the step before), and `weights`, a
+    network whose weights the remedy changed. Then it writes `sensitivity.json` and `.svg` where layers stay in float.
 
     Attributes:
         target: Key of `TARGETS`.
@@ -60,6 +65,8 @@ class ExportStage(Stage):
         reduce_range: Whether int8 weights keep to 7 bits (`Calibration.reduce_range`).
         range_methods: For int8, ways to choose ranges that are compared.
         schemes: For int8, ways of the target's quantizer, the fastest first; none takes the quantizer's first.
+        max_drop: For int8, how much accuracy may fall on the validation images, 0..1; None judges nothing.
+        remedy: What is tried to keep to that.
     """
 
     stage: ClassVar[str] = "export"
@@ -69,6 +76,8 @@ class ExportStage(Stage):
     reduce_range: bool = False
     range_methods: tuple[RangeMethod, ...] = ()
     schemes: tuple[str, ...] = ()
+    max_drop: float | None = None
+    remedy: Remedy = "ranges"
 
     def tool_names(self) -> tuple[str, ...]:
         """Those of the target."""
@@ -83,12 +92,14 @@ class ExportStage(Stage):
         """
         target = TARGETS[self.target]
         # A network of ours lies beside its calibration set, an imported model in an artifact of its own.
-        source = ModelSource(inputs.get("model", inputs["calibrate"]), read_signature(inputs["calibrate"]))
+        holder = inputs.get("weights", inputs.get("model", inputs["calibrate"]))
+        source = ModelSource(holder, read_signature(inputs["calibrate"]))
         tell({"message": f"{self.target} {self.precision}"})
         calibration = _calibration(inputs["calibrate"], source.signature, reduce_range=self.reduce_range)
         path, quantized = self._write(source, calibration, inputs, out_dir, tell)
         summary = target.inspect(path)
-        if summary.precision != self.precision:
+        expected = "mixed" if quantized.get("float_layers") else self.precision
+        if summary.precision != expected:
             raise UnsupportedModelError(
                 f"{self.target} was asked for {self.precision}, but the tensors of the file say "
                 f"{summary.precision}"
@@ -98,6 +109,7 @@ class ExportStage(Stage):
         metrics: dict[str, Any] = {
             "target": self.target,
             "requested_precision": self.precision,
+            "float_layers": quantized.get("float_layers", []),
             "precision": summary.precision,
             "model": path.name,
             "graph": summary.to_dict(),
@@ -126,7 +138,7 @@ class ExportStage(Stage):
         if self.precision != "int8" or quantizer is None or not _is_float(source):
             return target.export(source, self.precision, calibration, out_dir), {}
         with tempfile.TemporaryDirectory(prefix=".float-", dir=out_dir) as scratch:
-            if "float32" in inputs:
+            if "float32" in inputs and "weights" not in inputs:
                 floats = inputs["float32"] / f"model{target.suffix}"
             else:
                 floats = target.export(source, "float32", calibration, Path(scratch))
@@ -137,6 +149,8 @@ class ExportStage(Stage):
                 schemes=self.schemes or tuple(quantizer.SCHEMES),
                 methods=self.range_methods or RANGE_METHODS,
             )
+            if self.max_drop is not None:
+                return self._step(export, inputs, source.signature, out_dir, tell)
             try:
                 path, record = export.make(out_dir)
                 check_interface(target.inspect(path), source.signature, runtime=target.format_name)
@@ -145,6 +159,25 @@ class ExportStage(Stage):
             else:
                 return path, record
         return target.export(source, self.precision, calibration, out_dir), {"scheme": "converter"}
+
+    def _step(
+        self, export: Int8Export, inputs: Mapping[str, Path], signature: Signature, out_dir: Path, tell: Tell
+    ) -> tuple[Path, dict[str, Any]]:
+        """Tries the remedy; float is what the target made of the network that was trained."""
+        before = read_manifest(inputs["previous"]).metrics if "previous" in inputs else None
+        floats = inputs["float32"] / export.float_path.name if "float32" in inputs else export.float_path
+        path, record = take_step(
+            export,
+            self.remedy,
+            judge=ValidationJudge(self.target, signature, inputs["data"], floats, scratch=out_dir),
+            max_drop=self.max_drop or 0.0,
+            previous=inputs["previous"] / before["model"] if before is not None else None,
+            record=before["quantization"] if before is not None else None,
+            out_dir=out_dir,
+            tell=tell,
+        )
+        check_interface(TARGETS[self.target].inspect(path), signature, runtime=TARGETS[self.target].format_name)
+        return path, record
 
 
 def _is_float(source: ModelSource) -> bool:

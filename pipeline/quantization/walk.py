@@ -1,0 +1,154 @@
+"""One step of the walk over the remedies, for one target: tries a remedy, and keeps the best file so far.
+
+Each step is an artifact of its own that knows all attempts before it, so a walk that is interrupted goes on where it
+stood, and a recipe with a tighter limit tries nothing twice.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from devices.measurement import Case
+from devices.profile import load_profile
+from pipeline.answers import answers_on
+from pipeline.errors import DataError, StageError
+from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy
+from pipeline.quantization.int8 import Int8Export
+from pipeline.quantization.remedies import Attempt, Remedy, Trial, best_attempt, try_mixed, try_ranges
+from pipeline.quantization.sensitivity import LayerSensitivity, write_sensitivity
+from pipeline.samples import split_samples
+from pipeline.signature import Signature
+from pipeline.stages.base import Tell
+from pipeline.targets.base import TargetName, model_files
+
+
+class ValidationJudge:
+    """Compares files with float on the validation split, by the code that runs on boards.
+
+    Args:
+        target: Whose runtime runs them.
+        signature: Of the model, a classifier.
+        data: Directory of the data artifact.
+        float_path: The target's file in float32.
+        scratch: An existing directory for temporary files.
+
+    Raises:
+        StageError: The model is no classifier, or the data has no labels.
+        DataError: The validation split is empty.
+    """
+
+    def __init__(
+        self, target: TargetName, signature: Signature, data: Path, float_path: Path, *, scratch: Path
+    ) -> None:
+        samples = split_samples(data, "validation", signature)
+        if not signature.is_classifier or samples.labels is None:
+            raise StageError(
+                "quantization.accuracy sets a limit for the share of images that are classified right, but the model "
+                "or its data has no classes. Leave it out."
+            )
+        self._target, self._signature, self._samples, self._scratch = target, signature, samples, scratch
+        self._labels = np.load(samples.labels)
+        if not len(self._labels):
+            raise DataError(
+                "The validation split has no images, but quantization.accuracy is judged on it: give images of it, or "
+                "a larger data.validation_fraction."
+            )
+        self._expected = self._right(float_path)
+
+    def __call__(self, path: Path) -> AccuracyDrop:
+        """Returns what an int8 file loses against float."""
+        return compare_accuracy(self._expected, self._right(path))
+
+    def _right(self, path: Path) -> Any:
+        case = Case(id=path.name, runtime=self._target, path=str(path), num_threads=1)
+        answers = answers_on(
+            load_profile("local"), case, self._samples.for_device(), self._signature, scratch=self._scratch
+        )
+        return answers[self._signature.outputs[0].name].argmax(axis=1) == self._labels
+
+
+def take_step(
+    export: Int8Export,
+    remedy: Remedy,
+    *,
+    judge: ValidationJudge,
+    max_drop: float,
+    previous: Path | None,
+    record: Mapping[str, Any] | None,
+    out_dir: Path,
+    tell: Tell,
+) -> tuple[Path, dict[str, Any]]:
+    """Tries a remedy and writes the best file so far.
+
+    Args:
+        export: Of the network whose weights the remedy changed, or of the one that `mixed` starts from.
+        remedy: Which.
+        judge: On validation images.
+        max_drop: The limit, 0..1.
+        previous: The best file of the steps before; None for the first.
+        record: What stands in the manifest of the step before; None for the first.
+        out_dir: Gets the file, and for `mixed` the sensitivity of the layers.
+        tell: Takes progress events.
+
+    Returns:
+        The file, and for the manifest `attempts` of all steps, `chosen` (which of them), `holds`, and of the chosen one
+        `remedy`, `scheme`, `range_method`, `range_ratios_db` and `float_layers`.
+    """
+    path = out_dir / f"model{export.float_path.suffix}"
+    with tempfile.TemporaryDirectory(prefix=".attempts-", dir=out_dir) as scratch:
+        trial = Trial(judge, max_drop, Path(scratch), lambda text: tell({"message": text}))
+        made, layers = _attempts(export, remedy, trial, record)
+        best = best_attempt(made)
+        attempts = [*(record["attempts"] if record else ()), *(_row(attempt) for attempt in made)]
+        beaten = (
+            record is not None
+            and not best.holds
+            and record["attempts"][record["chosen"]]["drop"]["drop"] <= (best.drop.drop)
+        )
+        for file in model_files(previous if beaten and previous is not None else best.path):
+            shutil.copyfile(file, path.with_suffix(file.suffix))
+    if layers:
+        write_sensitivity(layers, out_dir, title=f"Layers in int8, {export.float_path.suffix.lstrip('.')}")
+    before = len(attempts) - len(made)
+    chosen = record["chosen"] if beaten and record is not None else before + made.index(best)
+    row = attempts[chosen]
+    names = ("remedy", "scheme", "range_method", "range_ratios_db", "float_layers", "holds")
+    return path, {"attempts": attempts, "chosen": chosen, "max_drop": max_drop, **{name: row[name] for name in names}}
+
+
+def _attempts(
+    export: Int8Export, remedy: Remedy, trial: Trial, record: Mapping[str, Any] | None
+) -> tuple[list[Attempt], tuple[LayerSensitivity, ...]]:
+    if remedy == "mixed":
+        if record is None:
+            raise StageError("mixed follows ranges; give quantization.accuracy.remedies in their order.")
+        observed = export.observed(record["scheme"], trial.directory)
+        return try_mixed(trial, observed, record["range_method"])
+    made = []
+    # Only the network as it is is tried in slower ways: changing weights costs more than a scheme.
+    for scheme in export.schemes if remedy == "ranges" else export.schemes[:1]:
+        observed = export.observed(scheme, trial.directory)
+        made.append(try_ranges(trial, remedy, observed, export.methods))
+        if made[-1].holds:
+            break
+    return made, ()
+
+
+def _row(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "remedy": attempt.remedy,
+        "scheme": attempt.scheme,
+        "range_method": attempt.range_method,
+        "range_ratios_db": dict(attempt.range_ratios),
+        "float_layers": list(attempt.float_layers),
+        "drop": asdict(attempt.drop),
+        "holds": attempt.holds,
+        "seconds": round(attempt.seconds, 3),
+    }
