@@ -15,6 +15,9 @@ Range = tuple[float, float]
 
 Float = npt.NDArray[np.floating[Any]]
 
+SMALLEST_WEIGHT = 1e-30
+"""A channel without a larger weight counts as one of zeros: its step would not be a normal float32."""
+
 SMALLEST_STEP = 1e-8
 """The step of a tensor that is 0 everywhere, so that nothing is divided by 0."""
 
@@ -42,7 +45,7 @@ def weight_steps(kernel: Float, axes: tuple[int, ...], bits: int = 8) -> npt.NDA
         float32, with length 1 in `axes`; 1 / 127 for a channel of zeros.
     """
     peaks = np.abs(kernel).max(axis=axes, keepdims=True).astype(np.float32)
-    steps: npt.NDArray[np.float32] = np.where(peaks > 0, peaks, np.float32(1)) / np.float32(largest_whole(bits))
+    steps: npt.NDArray[np.float32] = np.where(peaks > SMALLEST_WEIGHT, peaks, np.float32(1)) / np.float32(largest_whole(bits))
     return steps
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.errors import UnsupportedModelError
 from pipeline.quantization.config import EqualizationConfig
-from pipeline.quantization.graph import Graph, array_of, copy_network, graph_of, is_linear, is_rectifier
+from pipeline.quantization.graph import Graph, array_of, copy_network, graph_of, is_clipped, is_linear, is_rectifier
 
 if TYPE_CHECKING:
     import keras
@@ -94,14 +94,14 @@ def _pair_from(graph: Graph, name: str) -> Pair | None:
 
     if graph.layers[name].activation is not keras.activations.linear:
         return None
-    tensor, is_clipped = name, False
+    tensor, clipped = name, False
     passes = keras.layers.GlobalAveragePooling2D | keras.layers.AveragePooling2D | keras.layers.Dropout
     while (reader := graph.sole_reader(tensor)) is not None:
         layer = graph.layers[reader]
         if is_linear(layer):
-            return Pair(first=name, second=reader, tensor=tensor, is_clipped=is_clipped)
+            return Pair(first=name, second=reader, tensor=tensor, is_clipped=clipped)
         if is_rectifier(layer):
-            is_clipped |= layer.max_value is not None
+            clipped |= is_clipped(layer)
         elif not (isinstance(layer, passes) or _keeps_channels(layer)):
             return None
         tensor = reader
@@ -135,17 +135,17 @@ def _wanted(
     For a depthwise reader, whose steps are by channel anyway, the tensor's channels all become equally large.
     """
     second = network.get_layer(pair.second)
-    after = _reading_peaks(second)
     if config.measure == "weights":
         before = _giving_peaks(network.get_layer(pair.first))
     else:
         before = peaks[pair.tensor] / factors
         if _is_depthwise(second):
-            after = np.where(after > 0, np.exp(np.log(before, where=before > 0, out=np.zeros_like(before)).mean()), 0)
-            alive = (before > 0) & (after > 0)
-            return np.where(alive, before / np.where(alive, after, 1), 1)
+            alive = before > 0
+            middle = np.exp(np.log(before[alive]).mean()) if alive.any() else 1.0
+            return np.where(alive, before / middle, 1)
+    after = _reading_peaks(second)
     alive = (before > 0) & (after > 0)
-    return np.where(alive, np.sqrt(np.where(alive, before, 1) / np.where(alive, after, 1)), 1)
+    return np.where(alive, np.sqrt(before / np.where(alive, after, 1)), 1)
 
 
 def _limited(factors: Array, config: EqualizationConfig, peaks: Array | None) -> Array:

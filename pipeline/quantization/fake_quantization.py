@@ -20,7 +20,15 @@ import numpy.typing as npt
 from keras import ops
 
 from pipeline.errors import UnsupportedModelError
-from pipeline.quantization.arithmetic import Range, channel_axes, largest_whole, nudged, nudged_range, round_weights
+from pipeline.quantization.arithmetic import (
+    SMALLEST_WEIGHT,
+    Range,
+    channel_axes,
+    largest_whole,
+    nudged,
+    nudged_range,
+    round_weights,
+)
 from pipeline.quantization.config import IntegerArithmetic
 from pipeline.quantization.graph import array_of, fused_rectifier, graph_of, is_linear
 
@@ -47,7 +55,7 @@ def scale_gradient(values: Any, factor: float) -> Any:
 def fake_quantize_weights(kernel: Any, axes: tuple[int, ...], bits: int) -> Any:
     """A kernel rounded to whole steps of each output channel, by the channel's largest weight of the moment."""
     peaks = ops.max(ops.abs(kernel), axis=axes, keepdims=True)
-    steps = ops.stop_gradient(ops.where(peaks > 0, peaks, ops.ones_like(peaks)) / largest_whole(bits))
+    steps = ops.stop_gradient(ops.where(peaks > SMALLEST_WEIGHT, peaks, ops.ones_like(peaks)) / largest_whole(bits))
     return round_straight(kernel / steps) * steps
 
 
@@ -55,7 +63,7 @@ def fake_quantize(values: Any, low: Any, step: Any, levels: int) -> Any:
     """Activations rounded to the levels of a range that starts at about `low`.
 
     Gradients are those of learned step size with an offset (arXiv:2004.09576, equations 3 and 4): within the range the
-    step gets the rounding error, beyond it the number of steps from zero; the offset gets what lies beyond.
+    step gets the rounding error, above it the number of levels; the offset gets what lies beyond on either side.
 
     Args:
         values: Of any shape.
@@ -166,7 +174,7 @@ class RoundedLinear(keras.layers.Layer):  # type: ignore[misc]
     def take_kernel(self, kernel: npt.NDArray[np.float32]) -> None:
         """Puts a kernel of the source's form in place."""
         peaks = np.abs(kernel).max(axis=self._axes, keepdims=True)
-        unit = np.where(peaks > 0, peaks, 1).astype(np.float32)
+        unit = np.where(peaks > SMALLEST_WEIGHT, peaks, 1).astype(np.float32)
         self._unit.assign(unit)
         self.kernel.assign(kernel / unit)
 

@@ -91,7 +91,19 @@ def is_rectifier(layer: keras.Layer) -> bool:
     """Whether a layer is a ReLU or a ReLU6, which every target makes a part of the layer before it."""
     import keras
 
-    return isinstance(layer, keras.layers.ReLU) and not layer.negative_slope and not layer.threshold
+    if isinstance(layer, keras.layers.ReLU):
+        return not layer.negative_slope and not layer.threshold
+    kinds = (keras.activations.relu, keras.activations.relu6)
+    return isinstance(layer, keras.layers.Activation) and layer.activation in kinds
+
+
+def is_clipped(rectifier: keras.Layer) -> bool:
+    """Whether a rectifier has an upper end."""
+    import keras
+
+    if isinstance(rectifier, keras.layers.ReLU):
+        return rectifier.max_value is not None
+    return bool(rectifier.activation is keras.activations.relu6)
 
 
 def fused_rectifier(graph: Graph, name: str) -> str | None:
