@@ -35,6 +35,7 @@ class GatesConfig(FrozenConfig):
         float32: Against the reference; must agree to 1e-4 of the logit range with the same top class everywhere.
         float16: Against the reference.
         int8: Against the reference.
+        mixed: Of int8 with layers in float, against the reference.
         max_latency_p50_ms: Of the selected artifact on the device; beside the profile's budget.
         max_latency_p99_ms: The same for the 99th percentile.
         max_peak_memory_mb: Resident memory of the agent's process.
@@ -45,6 +46,7 @@ class GatesConfig(FrozenConfig):
     float32: ParityGates = ParityGates(max_logit_difference=1e-4, min_top1_agreement=1.0)
     float16: ParityGates = ParityGates(min_snr_db=30.0, min_top1_agreement=0.99, max_accuracy_drop=0.005)
     int8: ParityGates = ParityGates(min_snr_db=8.0, min_top1_agreement=0.95, max_accuracy_drop=0.01)
+    mixed: ParityGates = ParityGates(min_snr_db=8.0, min_top1_agreement=0.95, max_accuracy_drop=0.01)
     max_latency_p50_ms: float | None = Field(default=None, gt=0)
     max_latency_p99_ms: float | None = Field(default=None, gt=0)
     max_peak_memory_mb: float | None = Field(default=None, gt=0)

@@ -34,6 +34,9 @@ from pipeline.keys import artifact_key, code_digest, tool_versions
 from pipeline.manifest import Artifact, Manifest
 from pipeline.model_config import BudgetModelConfig, OwnModelConfig
 from pipeline.network import FAKE_NETWORK, ModelConfig
+from pipeline.quantization.config import FineTuneConfig
+from pipeline.quantization.remedies import Remedy
+from pipeline.quantization.section import AccuracyConfig
 from pipeline.reach import exports_of, reachable_exports
 from pipeline.recipe import Recipe
 from pipeline.reference import MIN_PARITY_IMAGES
@@ -47,6 +50,7 @@ from pipeline.stages.fake import FakeCalibrateStage, FakeTrainStage
 from pipeline.stages.fit import FitStage
 from pipeline.stages.import_model import ImportStage
 from pipeline.stages.reference_model import ReferenceStage
+from pipeline.stages.remedy import RemedyStage
 from pipeline.stages.samples import SamplesStage
 from pipeline.stages.search import SearchStage, image_size_and_classes
 from pipeline.stages.select import SelectStage
@@ -348,20 +352,67 @@ class _Run:
     def _export(self) -> None:
         roles = {"calibrate": "calibrate"} | ({"model": "model"} if self._own else {})
         for target, precision in self._own or self._everything():
-            name, more = f"export/{target}/{precision}", {}
+            name = f"export/{target}/{precision}"
             if precision != "int8":
-                stage = ExportStage(target=target, precision=precision)
+                self._try(name, ExportStage(target=target, precision=precision), roles)
+                continue
+            floats = f"export/{target}/float32"
+            known = {"float32": floats} if floats in self._result.artifacts else {}
+            accuracy = self._recipe.quantization.accuracy
+            if accuracy is None or target not in QUANTIZERS:
+                self._try(name, self._int8(target), roles | known)
             else:
-                stage = ExportStage(
-                    target=target,
-                    precision=precision,
-                    reduce_range=self._reduce_range(target),
-                    range_methods=self._recipe.quantization.range_methods(),
-                    schemes=self._schemes(target),
-                )
-                floats = f"export/{target}/float32"
-                more = {"float32": floats} if floats in self._result.artifacts else {}
-            self._try(name, stage, roles | more)
+                self._walk(target, accuracy, roles | known | {"data": "data"})
+
+    def _int8(self, target: TargetName, **judged: Any) -> ExportStage:
+        return ExportStage(
+            target=target,
+            precision="int8",
+            reduce_range=self._reduce_range(target),
+            range_methods=self._recipe.quantization.range_methods(),
+            schemes=self._schemes(target),
+            **judged,
+        )
+
+    def _walk(self, target: TargetName, accuracy: AccuracyConfig, roles: Mapping[str, str]) -> None:
+        """Tries remedies until int8 keeps to the limit; the last step becomes the export, by what its file holds."""
+        artifacts, last = self._result.artifacts, ""
+        for remedy in accuracy.remedies:
+            weights = self._weights(remedy, last)
+            if weights is None:
+                continue
+            name = f"int8/{target}/{remedy}"
+            stage = self._int8(target, max_drop=accuracy.max_drop, remedy=remedy)
+            self._try(name, stage, {**roles, **({"previous": last} if last else {}), **weights})
+            if name not in artifacts:
+                if not last:
+                    return
+                continue
+            last = name
+            if artifacts[name].manifest.metrics["quantization"]["holds"]:
+                break
+        if last:
+            artifact = artifacts[last]
+            name = f"export/{target}/{artifact.manifest.metrics['precision']}"
+            artifacts[name] = artifact
+            self._result.stages.append(StageRecord(name, artifact.manifest.key, cached=True, seconds=0.0))
+
+    def _weights(self, remedy: Remedy, last: str) -> dict[str, str] | None:
+        """Returns the network that a remedy is tried on, as a role; None where there is none to be had."""
+        artifacts = self._result.artifacts
+        if remedy == "mixed":
+            found = artifacts[last].manifest.metrics["quantization"]["remedy"] if last else "ranges"
+            return {"weights": f"remedy/{found}"} if f"remedy/{found}" in artifacts else {}
+        if remedy == "ranges":
+            return {}
+        name = f"remedy/{remedy}"
+        if self._own:
+            return None  # the weights of a model of one's own are not ours to change
+        if name not in artifacts and name not in {record.name for record in self._result.stages}:
+            training = FineTuneConfig() if remedy == "training" else None
+            roles = {"calibrate": "calibrate"} | ({"data": "data"} if training else {})
+            self._try(name, RemedyStage(remedy=remedy, training=training), roles)
+        return {"weights": name} if name in artifacts else None
 
     def _everything(self) -> list[tuple[TargetName, Precision]]:
         """Returns every target with every precision, float32 before what is made of it."""

@@ -45,7 +45,9 @@ def weight_steps(kernel: Float, axes: tuple[int, ...], bits: int = 8) -> npt.NDA
         float32, with length 1 in `axes`; 1 / 127 for a channel of zeros.
     """
     peaks = np.abs(kernel).max(axis=axes, keepdims=True).astype(np.float32)
-    steps: npt.NDArray[np.float32] = np.where(peaks > SMALLEST_WEIGHT, peaks, np.float32(1)) / np.float32(largest_whole(bits))
+    steps: npt.NDArray[np.float32] = np.where(peaks > SMALLEST_WEIGHT, peaks, np.float32(1)) / np.float32(
+        largest_whole(bits)
+    )
     return steps
 
 

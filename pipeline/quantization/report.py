@@ -27,7 +27,7 @@ def drop_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for artifact in report["artifacts"]:
         label, drop = f"{artifact['target']}/{artifact['precision']}", drop_of(artifact)
-        if drop is None or not artifact["precision"].startswith("int") or label not in limits:
+        if drop is None or artifact["precision"].startswith("float") or label not in limits:
             continue
         if drop.verdict(limits[label]) != "held":
             lines.append(f"{label}: {drop.sentence(limits[label])}")

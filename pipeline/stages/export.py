@@ -80,8 +80,10 @@ class ExportStage(Stage):
     remedy: Remedy = "ranges"
 
     def tool_names(self) -> tuple[str, ...]:
-        """Those of the target."""
-        return TARGETS[self.target].tools
+        """Those of the target; for int8 also its runtime, in which the network is observed."""
+        target = TARGETS[self.target]
+        runtime = (target.runtime,) if self.precision == "int8" else ()
+        return tuple(dict.fromkeys((*target.tools, *runtime)))
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Converts and inspects.
