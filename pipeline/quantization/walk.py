@@ -21,7 +21,7 @@ from pipeline.answers import answers_on
 from pipeline.errors import DataError, StageError
 from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy
 from pipeline.quantization.int8 import Int8Export
-from pipeline.quantization.remedies import Attempt, Remedy, Trial, best_attempt, try_mixed, try_ranges
+from pipeline.quantization.remedies import Attempt, Judge, Remedy, Trial, best_attempt, try_mixed, try_ranges
 from pipeline.quantization.sensitivity import LayerSensitivity, write_sensitivity
 from pipeline.samples import split_samples
 from pipeline.signature import Signature
@@ -78,7 +78,7 @@ def take_step(
     export: Int8Export,
     remedy: Remedy,
     *,
-    judge: ValidationJudge,
+    judge: Judge,
     max_drop: float,
     previous: Path | None,
     record: Mapping[str, Any] | None,
