@@ -25,6 +25,7 @@ _OPTIONS = {
     "MINIMUM": "MaximumMinimumOptions",
     "QUANTIZE": "QuantizeOptions",
     "DEQUANTIZE": "DequantizeOptions",
+    "MEAN": "ReducerOptions",
 }
 """The kinds of operations that can be added, and the tables that hold their options."""
 

@@ -35,9 +35,15 @@ SCHEMES: Mapping[str, str] = {
         "Hard-swish is written as an addition and a product, the factor of a hard sigmoid and of the image's scaling "
         "is folded into weights, and clamps are left to the ranges, so that XNNPACK runs all of it."
     ),
+    "float_attention": (
+        "As `delegated`, with the products of activations and the softmaxes between them in float, which XNNPACK has "
+        "for floats only; the file is then `mixed`. Without attention it is the same file."
+    ),
     "converter": "The operations that the converter writes: hard-swish stays one, which XNNPACK lacks in int8.",
 }
 """Ways to int8. The first is what is taken without a search."""
+
+_ATTENTION = {"BATCH_MATMUL", "SOFTMAX"}
 
 Range = tuple[float, float]
 _REFUSALS = (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError)
@@ -162,6 +168,8 @@ def quantize(
     _check_scheme(scheme)
     graph, left = Graph.read(path), frozenset(float_layers)
     _check_names(path, graph, ranges, left)
+    if scheme == "float_attention":
+        left |= {given_name(graph, operator) for operator in graph.operators if graph.code(operator) in _ATTENTION}
     ends = drop_clamps(graph, left)
     table = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
     table |= {name: (0.0, min(table[name][1], end)) for name, end in ends.items()}

@@ -2,7 +2,7 @@
 
 What the delegate takes of an int8 graph decides how fast it is: each operation that it leaves out ends one of its
 partitions, and runs in a kernel that is many times slower. It has HARD_SWISH, RELU, RELU6, MINIMUM and MAXIMUM for
-floats only (google-ai-edge/LiteRT, tflite/delegates/xnnpack/xnnpack_delegate.cc, VisitUnaryNode, VisitBinaryNode).
+floats only, and AVERAGE_POOL_2D (google-ai-edge/LiteRT, tflite/delegates/xnnpack/xnnpack_delegate.cc).
 But an int8 tensor is a clamp by itself: what lies outside of its range is saturated, at no cost. So the functions here
 write each activation as an addition or a convolution, then a `MINIMUM` with the largest value. In float that is a
 clamp; `drop_clamps` leaves it to the range of the int8 tensor.
@@ -60,13 +60,15 @@ class Centering:
 
 
 def lower_activations(graph: Graph) -> None:
-    """Replaces HARD_SWISH, and clamps of which a constant part is taken, by what the delegate has for int8."""
+    """Replaces hard-swish, hard sigmoids and the average over a whole map by what the delegate has for int8."""
     for operator in list(graph.operators):
         code = graph.code(operator)
         if code == "HARD_SWISH" and graph.type(operator.inputs[0]) == "float32":
             _lower_hard_swish(graph, operator)
         elif code == "MUL":
             _fold_factor(graph, operator)
+        elif code == "AVERAGE_POOL_2D":
+            _lower_average(graph, operator)
 
 
 def center_image(graph: Graph) -> None:
@@ -220,6 +222,18 @@ def _lower_hard_swish(graph: Graph, operator: Any) -> None:
         graph.insert(operator, "MUL", [shifted, _scalar(graph, 1 / 6)], gate)
     graph.insert(operator, "MUL", [source, gate], result)
     graph.remove(operator)
+
+
+def _lower_average(graph: Graph, operator: Any) -> None:
+    """Writes the average over a whole map as MEAN."""
+    [source], [result], options = operator.inputs, operator.outputs, operator.builtinOptions
+    height, width = graph.shape(source)[1:3]
+    if options.fusedActivationFunction or graph.shape(result)[1:3] != (1, 1):
+        return
+    if (options.filterHeight, options.filterWidth) == (height, width):
+        axes = graph.add_constant(f"{graph.name(result)}/axes", np.array([1, 2], np.int32))
+        graph.insert(operator, "MEAN", [source, axes], result).builtinOptions.keepDims = True
+        graph.remove(operator)
 
 
 def _fold_factor(graph: Graph, operator: Any) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 OPTIONS: dict[str, str | None] = {
     "ADD": "AddOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
     "CAST": "CastOptions",
     "CONCATENATION": "ConcatenationOptions",
     "CONV_2D": "Conv2DOptions",
@@ -19,6 +21,7 @@ OPTIONS: dict[str, str | None] = {
     "MEAN": "ReducerOptions",
     "MUL": "MulOptions",
     "RESHAPE": "ReshapeOptions",
+    "SOFTMAX": "SoftmaxOptions",
 }
 
 

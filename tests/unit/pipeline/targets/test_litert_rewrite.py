@@ -157,6 +157,33 @@ def test_constant_factor(case: FactorCase, tflite_builder: Builder) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(expected))
 
 
+def test_factor_of_a_result_stays(tflite_builder: Builder) -> None:
+    made = tflite_builder()
+    image = made.tensor("image", (1, SIDE, SIDE, CHANNELS))
+    x = made.convolution(image, kernel(np.random.default_rng(0), 2), None, "first", activation=RELU6)
+    result = made.operation("MUL", [x, made.constant("factor", np.float32(1 / 6))], "result", (1, SIDE, SIDE, 2))
+    graph = Graph(made.content([image], [result], signature=False))
+    lower_activations(graph)
+    assert [graph.name(index) for index in graph.outputs] == ["result"]
+    assert codes(graph) == {"CONV_2D": 1, "MUL": 1}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole-map", "windows"])
+def test_average_over_a_map(whole: bool, tflite_builder: Builder) -> None:
+    rng, side = np.random.default_rng(0), SIDE if whole else 2
+    made, left = tflite_builder(), 1 if whole else 2
+    image = made.tensor("image", (1, SIDE, SIDE, CHANNELS))
+    sizes = {"strideH": 2, "strideW": 2, "filterHeight": side, "filterWidth": side, "padding": 1}
+    result = made.operation("AVERAGE_POOL_2D", [image], "average", (1, left, left, CHANNELS), **sizes)
+    before = made.content([image], [result])
+    graph = Graph(before)
+    lower_activations(graph)
+    assert codes(graph) == {"MEAN" if whole else "AVERAGE_POOL_2D": 1}
+    values = rng.normal(0, 3, (1, SIDE, SIDE, CHANNELS)).astype(np.float32)
+    [expected], [found] = run(before, values), run(graph.content(), values)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(expected))
+
+
 def test_dropped_clamps_tell_their_ends(tflite_builder: Builder) -> None:
     rng = np.random.default_rng(1)
     graph = Graph(hard_sigmoid(tflite_builder, rng, RELU6, np.float32(1 / 6)))
