@@ -282,9 +282,11 @@ def test_padded_channels_are_zero_and_fill_vectors() -> None:
 
 def test_channels_that_something_else_takes_stay() -> None:
     graph = small.graph(
-        "(float[1,3,8,8] x) => (float[1,5,8,8] y) { e = Conv(x, u) d = Conv <group=5> (e, v) y = Softmax(d) }",
+        "(float[1,3,8,8] x) => (float[1,5,8,8] y) { e = Conv(x, u) d = Conv <group=5> (e, v) s = Softmax(d)"
+        " y = Conv(s, w) }",
         u=(5, 3, 1, 1),
         v=(5, 1, 1, 1),
+        w=(5, 5, 1, 1),
     )
     pad_depthwise_channels(graph)
     assert graph.constants["v"].shape == (5, 1, 1, 1)

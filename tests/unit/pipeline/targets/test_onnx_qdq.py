@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.targets import onnxruntime_int8
+from pipeline.targets import inspect_model, onnxruntime_int8
 from pipeline.targets.onnx_graph import OnnxGraph
 from pipeline.targets.onnx_qdq import activation_parameters, activation_values
 
@@ -271,3 +271,32 @@ def test_activation_parameters(first: float, second: float) -> None:
     if high - low > 1e-30:
         assert -zero * scale == pytest.approx(low, abs=scale * 0.501)
         assert (255 - zero) * scale == pytest.approx(high, abs=scale * 0.502)
+
+
+def test_a_float_layer_between_integers_stays_float(tmp_path: Path) -> None:
+    """ONNX Runtime quantizes float weights between two pairs by itself, if the graph does not keep it from that."""
+    text = (
+        "(float[1,16,8,8] x) => (float[1,16,8,8] y) { a = Conv(x, u, b) r = Relu(a) c = Conv(r, v, e) s = Relu(c)"
+        " y = Conv(s, w, d) }"
+    )
+    shapes = {"u": (16, 16, 1, 1), "v": (16, 16, 1, 1), "w": (16, 16, 1, 1), "b": (16,), "e": (16,), "d": (16,)}
+    out = quantized(tmp_path, write(tmp_path, text, **shapes), float_layers=("Conv2",))
+    summary = inspect_model(out)
+    assert (summary.precision, summary.float_operations) == ("mixed", ("Conv2",))
+    counts = small.optimized(out, tmp_path)
+    assert (counts["Conv"], counts["QLinearConv"]) == (1, 2)
+
+
+def test_models_with_branches_go_through_quantize_static(tmp_path: Path) -> None:
+    text = (
+        "(float[1,16,8,8] x) => (float[1,16,8,8] y) { a = Conv(x, u, b) m = ReduceMax <keepdims=0> (a)"
+        " t = Greater(m, zero) y = If (t) <then_branch = p () => (float[1,16,8,8] r) { r = Relu(a) },"
+        " else_branch = n () => (float[1,16,8,8] q) { q = Neg(a) }> }"
+    )
+    path = write(tmp_path, text, **(WEIGHTS | {"zero": np.float32(0)}))
+    lowered = tmp_path / "lowered.onnx"
+    onnxruntime_int8.lower(path, "uint8", lowered)
+    assert lowered.read_bytes() == path.read_bytes()
+    out = quantized(tmp_path, lowered)
+    assert inspect_model(out).precision == "int8"
+    assert noise_db(path, out) > 30
