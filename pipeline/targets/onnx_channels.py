@@ -30,11 +30,12 @@ def pad_depthwise_channels(graph: OnnxGraph, multiple: int = 16) -> None:
 def _channel_group(graph: OnnxGraph, start: Any, channels: int) -> list[tuple[Any, str]] | None:
     """Returns the layers that share the channels of a depthwise convolution, each with what of it has them.
 
-    That is `outputs`, `inputs`, or `both` for a depthwise one; None if anything else takes or gives these channels.
+    That is `outputs`, `inputs` (a layer may be there for each), or `both` for a depthwise one; None if anything else
+    takes or gives these channels.
     """
     makers, users = graph.makers(), graph.users()
     seen: set[str] = set()
-    found: dict[int, tuple[Any, str]] = {}
+    found: dict[tuple[int, str], tuple[Any, str]] = {}
     waiting = [start.input[0], start.output[0]]
     while waiting:
         value = waiting.pop()
@@ -49,8 +50,8 @@ def _channel_group(graph: OnnxGraph, start: Any, channels: int) -> list[tuple[An
             role = _role(graph, node, value)
             if role is None:
                 return None
-            if role != "through" and found.setdefault(id(node), (node, role))[1] != role:
-                return None
+            if role != "through":
+                found[id(node), role] = (node, role)
             if role in {"both", "through"}:
                 waiting += [name for name in (*node.input, *node.output) if name and name not in graph.constants]
     return list(found.values())

@@ -147,6 +147,8 @@ class _Linear:
                 elif node.op_type in _LINEAR:
                     weights, from_integer = self._stored_type(node.input[1])
                     activations, quantized = self._stored_type(node.input[0])
+                    # What comes through a DequantizeLinear to float weights is computed on as floats.
+                    quantized = quantized and from_integer
                     activations = ("int16" if "16" in activations else "int8") if quantized else "float"
                     found.append(LinearOperation(name, "int8" if from_integer else weights, activations))
         return found
