@@ -171,9 +171,7 @@ def _set_affine(norm: keras.Layer, factor: Array | None, shift: Array | None) ->
     norm.beta.assign(zeros if shift is None else shift)
 
 
-def _folded_weights(
-    layer: keras.Layer, factor: npt.NDArray[np.float64], shift: npt.NDArray[np.float64]
-) -> list[Array]:
+def _folded_weights(layer: keras.Layer, factor: npt.NDArray[np.float64], shift: npt.NDArray[np.float64]) -> list[Array]:
     """Kernel and bias of a linear layer with what follows it."""
     import keras
 

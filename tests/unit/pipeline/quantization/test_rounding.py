@@ -83,7 +83,9 @@ def test_learned_rounding_beats_the_nearest_and_rounds_to_itself(bits: int) -> N
         np.testing.assert_allclose(round_weights(theirs, axes, bits), theirs, rtol=2e-6, atol=1e-7)
         largest = np.abs(before) == 2 ** (bits - 1) - 1
         np.testing.assert_array_equal(wholes[largest], before[largest])
-        assert np.abs(wholes - ours / (np.abs(ours).max(axis=axes, keepdims=True) / (2 ** (bits - 1) - 1))).max() < 1.001
+        assert (
+            np.abs(wholes - ours / (np.abs(ours).max(axis=axes, keepdims=True) / (2 ** (bits - 1) - 1))).max() < 1.001
+        )
         moved += (wholes != before).sum()
     assert moved > 20
     fresh = images(64, seed=9, size=16)[:, :15, :15]
