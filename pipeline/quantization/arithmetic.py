@@ -45,10 +45,7 @@ def weight_steps(kernel: Float, axes: tuple[int, ...], bits: int = 8) -> npt.NDA
         float32, with length 1 in `axes`; 1 / 127 for a channel of zeros.
     """
     peaks = np.abs(kernel).max(axis=axes, keepdims=True).astype(np.float32)
-    steps: npt.NDArray[np.float32] = np.where(peaks > SMALLEST_WEIGHT, peaks, np.float32(1)) / np.float32(
-        largest_whole(bits)
-    )
-    return steps
+    return np.where(peaks > SMALLEST_WEIGHT, peaks, np.float32(1)).astype(np.float32) / np.float32(largest_whole(bits))
 
 
 def whole_weights(kernel: Float, axes: tuple[int, ...], bits: int = 8) -> npt.NDArray[np.int32]:
@@ -94,4 +91,4 @@ def round_values(values: Float, limits: Range, levels: int = 256) -> npt.NDArray
     """Activations after rounding to the levels of a range; what is outside goes to its ends."""
     step, zero = nudged(limits, levels)
     wholes = np.clip(np.rint(values.astype(np.float64) / step) + zero, 0, levels - 1)
-    return ((wholes - zero) * step).astype(np.float32)
+    return np.asarray((wholes - zero) * step, np.float32)

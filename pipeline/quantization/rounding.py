@@ -176,8 +176,8 @@ def _learned(weights: Array, unit: Array, moments: Moments, config: RoundingConf
         second = _BETA_2 * second + (1 - _BETA_2) * np.square(gradient)
         moved = first / (1 - _BETA_1 ** (step + 1)) / (np.sqrt(second / (1 - _BETA_2 ** (step + 1))) + _EPSILON)
         logits = logits - config.learning_rate * moved
-    up = (1 / (1 + np.exp(-logits))) >= 0.5
-    return np.where(is_kept, np.rint(weights), np.clip(floor + up, -largest, largest))
+    rounded = np.clip(floor + (logits >= 0), -largest, largest)
+    return np.where(is_kept, np.rint(weights), rounded)
 
 
 def _taps(layer: keras.Layer, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

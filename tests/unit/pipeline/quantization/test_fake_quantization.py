@@ -123,7 +123,7 @@ def test_what_is_read_back_rounds_to_itself() -> None:
         wanted = (min(ranges[name][0], 0), max(ranges[name][1], 0))
         assert (low, high) == pytest.approx(wanted, abs=0.51 * (high - low) / 255)
     for name in linear_layers(network):
-        (kernel, bias), (ours, _) = (each.get_layer(name).get_weights() for each in (result, network))
+        (kernel, _), (ours, _) = (each.get_layer(name).get_weights() for each in (result, network))
         axes = channel_axes(kernel, depthwise=name == "depthwise")
         np.testing.assert_allclose(round_weights(kernel, axes), kernel, rtol=1e-6)
         assert np.abs(kernel - ours).max() > 0
