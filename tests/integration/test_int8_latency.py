@@ -54,6 +54,6 @@ def test_ours_runs_in_integers(found: Any, target: str) -> None:
 
 def test_delegate(found: Any) -> None:
     files = found["litert"]
-    assert files["float32"]["outside"] == 0
+    assert files["float32"]["outside"] <= 1  # the image's cast to float
     assert files["default"]["partitions"] > files["delegated"]["partitions"]
     assert files["default"]["outside"] >= 18  # as many hard-swishes as it has
