@@ -26,11 +26,14 @@ for target in MAKERS:
 """
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("files")
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(directory)], capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "-c", SCRIPT, str(directory)], capture_output=True, text=True, timeout=850, check=False
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(Path(directory / "found.json").read_text())
@@ -40,7 +43,6 @@ def share(execution: dict[str, Any]) -> float:
     return float(execution["integer"] / execution["operations"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["litert", "onnxruntime", "openvino"])
 def test_ours_runs_in_integers(found: Any, target: str) -> None:
     files = found[target]
@@ -50,9 +52,8 @@ def test_ours_runs_in_integers(found: Any, target: str) -> None:
     assert share(files[ours]) >= share(files["default"])
 
 
-@pytest.mark.slow
 def test_delegate(found: Any) -> None:
     files = found["litert"]
-    assert files["float32"]["outside"] == 0
+    assert files["float32"]["outside"] <= 1  # the image's cast to float
     assert files["default"]["partitions"] > files["delegated"]["partitions"]
     assert files["default"]["outside"] >= 18  # as many hard-swishes as it has

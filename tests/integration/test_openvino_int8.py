@@ -162,6 +162,14 @@ def test_lowering_keeps_the_function(network: Path, lowered: dict[str, Path], sc
     assert np.abs(values - reference).max() < 1e-6 * np.abs(reference).max()
 
 
+@pytest.mark.parametrize("scheme", target.SCHEMES)
+def test_no_scale_is_left_behind_a_matrix_product(lowered: dict[str, Path], scheme: str) -> None:
+    """There the plugin's answers are arbitrary, which may go well for a while."""
+    model = ov.Core().read_model(str(lowered[scheme]))
+    [product] = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    assert [user.get_node().get_type_name() for user in product.output(0).get_target_inputs()] == ["Add"]
+
+
 def test_names(lowered: dict[str, Path]) -> None:
     path = lowered["asymmetric"]
     assert target.linear_layers(path) == CONVOLUTIONS

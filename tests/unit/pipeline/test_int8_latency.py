@@ -48,8 +48,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(int8_latency, "benchmark", benchmark)
     monkeypatch.setattr(int8_latency, "make_files", make_files)
-    monkeypatch.setattr(int8_latency, "random_network", lambda name, size, directory: (None, None))
-    monkeypatch.setattr(int8_latency, "execution", lambda target, path: Execution(10, 5 + len(path.name), 0))
+    monkeypatch.setattr(int8_latency, "random_network", lambda *_: (None, None))
+    monkeypatch.setattr(int8_latency, "execution", lambda *given: Execution(10, 5 + len(given[1].name), 0))
     return asked
 
 
