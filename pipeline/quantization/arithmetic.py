@@ -77,8 +77,7 @@ def nudged(limits: Range, levels: int = 256) -> tuple[float, int]:
         raise ValueError(f"The range is {limits}, expected two finite numbers, the lower one first.")
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     step = max((high - low) / (levels - 1), SMALLEST_STEP)
-    # Halves up, as the gradient's version has it: numpy would take the even one.
-    return step, int(np.clip(np.floor(-low / step + 0.5), 0, levels - 1))
+    return step, int(np.clip(np.rint(-low / step), 0, levels - 1))
 
 
 def nudged_range(limits: Range, levels: int = 256) -> Range:

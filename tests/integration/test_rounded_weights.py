@@ -1,0 +1,115 @@
+"""Weights that a remedy put on the integers' grid are those that the targets' files hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.samples import calibration_input_file
+from pipeline.saved_model import write_saved_model
+from pipeline.stages.export import ExportStage
+
+# TensorFlow's converter warns of an interpreter that it uses itself.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:[\\s\\S]*tf.lite.Interpreter is deprecated:UserWarning"),
+]
+
+
+def small_network() -> Any:
+    """An inverted residual with normalizations."""
+    import keras
+
+    layers = keras.layers
+    image = keras.Input((16, 16, 3), dtype="uint8", name="image")
+    x = layers.Rescaling(1 / 127.5, -1.0, name="rescaling")(image)
+    for name, layer in (
+        ("stem", layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="stem")),
+        ("depthwise", layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")),
+        ("pointwise", layers.Conv2D(12, 1, use_bias=False, name="pointwise")),
+    ):
+        x = layers.BatchNormalization(name=f"{name}_bn")(layer(x))
+        x = layers.ReLU(6.0, name=f"{name}_relu6")(x)
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    return keras.Model(image, layers.Dense(5, name="logits")(x), name="small")
+
+
+def integers_of_litert(path: Path) -> list[Any]:
+    """The 8-bit weights in a file, flat."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    interpreter.allocate_tensors()
+    found = []
+    for detail in interpreter.get_tensor_details():
+        if detail["dtype"] == np.int8 and len(detail["shape"]) in {2, 4}:
+            try:
+                found.append(np.array(interpreter.get_tensor(detail["index"])))
+            except ValueError:  # an activation
+                continue
+    return found
+
+
+def integers_of_onnxruntime(path: Path) -> list[Any]:
+    """The 8-bit weights in a file."""
+    import onnx
+    from onnx import numpy_helper
+
+    arrays = [numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
+    return [each for each in arrays if each.dtype == np.int8 and each.ndim in {2, 4}]
+
+
+def layouts(kernel: Any, *, depthwise: bool) -> list[Any]:
+    """A kernel as LiteRT and as ONNX have it."""
+    if kernel.ndim == 2:
+        return [kernel.T, kernel]
+    if depthwise:
+        return [kernel.transpose(3, 0, 1, 2), kernel.transpose(2, 3, 0, 1)]
+    return [kernel.transpose(3, 0, 1, 2), kernel.transpose(3, 2, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("target", "integers"), [("litert", integers_of_litert), ("onnxruntime", integers_of_onnxruntime)]
+)
+def test_targets_round_to_the_learned_weights(target: Any, integers: Any, tmp_path: Path) -> None:
+    import keras
+
+    from pipeline.quantization.arithmetic import channel_axes, whole_weights
+    from pipeline.quantization.fake_quantization import observed_ranges
+    from pipeline.quantization.folded import fold, unfold
+    from pipeline.quantization.graph import linear_layers
+    from pipeline.quantization.rounding import learn_rounding
+
+    keras.utils.set_random_seed(0)
+    network, rng = small_network(), np.random.default_rng(0)
+    inputs = rng.integers(0, 256, (32, 16, 16, 3)).astype(np.uint8)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+            layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
+            layer.beta.assign(rng.uniform(0.0, 1.0, layer.beta.shape))
+    network(inputs, training=True)
+    folded = fold(network)
+    ranges = observed_ranges(folded, inputs)
+    rounded = learn_rounding(folded, inputs, ranges)
+    calibrate = tmp_path / "calibrate"
+    calibrate.mkdir()
+    write_saved_model(unfold(rounded, network), calibrate)
+    np.save(calibrate / calibration_input_file(0), inputs)
+    out = tmp_path / "out"
+    out.mkdir()
+    metrics = ExportStage(target=target, precision="int8").run({"calibrate": calibrate}, out, lambda _: None)
+    held = integers(out / metrics["model"])
+    moved = 0
+    for name in linear_layers(folded):
+        wanted, nearest = (
+            whole_weights(kernel, channel_axes(kernel, depthwise=name == "depthwise"))
+            for kernel in (each.get_layer(name).get_weights()[0] for each in (rounded, folded))
+        )
+        moved += int((wanted != nearest).sum())
+        shapes = layouts(wanted, depthwise=name == "depthwise")
+        assert any(np.array_equal(each, shape) for each in held for shape in shapes), name
+    assert moved > 20
