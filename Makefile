@@ -53,6 +53,10 @@ export: setup ## Export RECIPE to every target and precision and verify the file
 bench: setup ## Measure the exported models of RECIPE on DEVICE
 	$(BIN)/edgeship run $(RECIPE) --until benchmark $(DEVICE_OPTION) $(ARGS)
 
+.PHONY: bench-int8
+bench-int8: setup ## Measure int8 beside float32 and the converters' defaults, of seven networks
+	$(BIN)/edgeship bench-int8 $(DEVICE_OPTION) $(ARGS)
+
 .PHONY: deploy
 deploy: setup ## Put the selected model of RECIPE onto DEVICE
 	$(BIN)/edgeship deploy $(RECIPE) $(DEVICE_OPTION) $(ARGS)

@@ -368,6 +368,46 @@ def rollback_command(name: str, root: Path, as_json: bool) -> None:
     click.echo(f"{name} is back at release {digest}")
 
 
+@command(main, "bench-int8")
+@click.option("--network", "networks", multiple=True, metavar="NAME", help="Instead of the seven; may be repeated.")
+@_DEVICE
+@click.option("--min-count", type=click.IntRange(10), default=300, show_default=True, help="Timed inferences.")
+@click.option("--min-time", type=click.FloatRange(0), default=2.0, show_default=True, help="Seconds of them.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench/int8_latency.json"), show_default=True)
+@_JSON
+def bench_int8(
+    networks: tuple[str, ...], device_name: str, min_count: int, min_time: float, out: Path, as_json: bool
+) -> None:
+    """Measure how fast int8 is beside float32 and beside the converters' defaults: 224x224, one thread.
+
+    The networks have random weights: latency does not depend on what they have learned.
+    """
+    from devices.measurement import BenchmarkSettings
+    from devices.profile import load_profile
+    from pipeline.executor import child_environment
+
+    profile = load_profile(device_name)
+    os.environ.update(child_environment("tensorflow"))  # before Keras is loaded
+    from pipeline import int8_latency
+
+    settings = BenchmarkSettings(min_count=min_count, min_time_s=min_time)
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF draws there
+        rows = int8_latency.measure_networks(
+            networks or int8_latency.NETWORKS,
+            profile,
+            settings=settings,
+            tell=lambda text: click.echo(text, err=True),
+        )
+    int8_latency.write_rows(rows, out, device=profile.name)
+    if as_json:
+        click.echo(out.read_text(encoding="utf-8").rstrip())
+        return
+    for line in int8_latency.table(rows):
+        click.echo(line)
+    gain = int8_latency.gain_over_default(rows)
+    click.echo(f"{gain:.2f} times as fast as the converters' defaults (geometric mean); the rows are in {out}")
+
+
 @command(main, "bench")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_DEVICE

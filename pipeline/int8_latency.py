@@ -10,23 +10,22 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 import models
 from devices.measurement import BenchmarkSettings, Case, benchmark
 from devices.profile import DeviceProfile
 from pipeline.artifacts import write_durably
-from pipeline.errors import StageError
+from pipeline.errors import InputError, StageError
 from pipeline.model_source import Calibration, ModelSource, Sample
+from pipeline.quantization.quantizer import Quantizer
 from pipeline.saved_model import write_saved_model
 from pipeline.signature import Signature, image_signature
-from pipeline.targets import TARGETS, litert_int8, onnxruntime_int8, openvino_int8
+from pipeline.targets import QUANTIZERS, TARGETS
 from pipeline.targets.base import TargetName
 from pipeline.targets.by_hand import BY_HAND
 from pipeline.targets.execution import Execution, execution
@@ -48,45 +47,13 @@ CONVERTER = "converter"
 Tell = Callable[[str], None]
 
 
-class _Maker(Protocol):
-    """What of a module such as `pipeline.targets.openvino_int8` is needed here."""
-
-    SCHEMES: Mapping[str, str]
-
-    def lower(self, float_path: Path, scheme: str, out_path: Path) -> None: ...
-
-    def observed(self, path: Path) -> tuple[str, ...]: ...
-
-    def activations(
-        self, path: Path, samples: Iterable[Sample], names: tuple[str, ...]
-    ) -> Iterator[dict[str, npt.NDArray[Any]]]: ...
-
-    def quantize(
-        self,
-        path: Path,
-        scheme: str,
-        ranges: Mapping[str, tuple[float, float]],
-        float_layers: Collection[str],
-        out_path: Path,
-        *,
-        reduce_range: bool = False,
-    ) -> None: ...
-
-
-MAKERS: Mapping[TargetName, _Maker] = {
-    "litert": litert_int8,
-    "onnxruntime": onnxruntime_int8,
-    "openvino": openvino_int8,
-}
-
-
 @dataclass(frozen=True)
 class LatencyRow:
     """One network in one runtime.
 
     Attributes:
         network: A name of `models.MODELS`.
-        target: A name of `MAKERS`.
+        target: A name of `QUANTIZERS`.
         float32_p50_ms: Of the float file.
         default_int8_p50_ms: Of the converter's defaults.
         int8_p50_ms: Of our fastest scheme.
@@ -113,7 +80,7 @@ def measure_networks(
     networks: Sequence[str],
     profile: DeviceProfile,
     *,
-    targets: Sequence[TargetName] = tuple(MAKERS),
+    targets: Sequence[TargetName] = tuple(QUANTIZERS),
     settings: BenchmarkSettings | None = None,
     size: int = SIZE,
     tell: Tell = lambda _: None,
@@ -123,14 +90,18 @@ def measure_networks(
     Args:
         networks: Names of `models.MODELS`.
         profile: The device.
-        targets: Names of `MAKERS`.
+        targets: Names of `QUANTIZERS`.
         settings: Of the measurement.
         size: Height and width of the images.
         tell: Takes a sentence for each step.
 
     Raises:
+        InputError: There is no network of a name.
         StageError: A file can't be measured; the message says which and why.
     """
+    unknown = [network for network in networks if network not in models.MODELS]
+    if unknown:
+        raise InputError(f"There is no network {', '.join(unknown)}: `edgeship models list` shows them all.")
     rows = []
     for network in networks:
         with tempfile.TemporaryDirectory(prefix="edgeship-int8-") as scratch:
@@ -178,23 +149,23 @@ def make_files(target: TargetName, source: ModelSource, calibration: Calibration
         `float32`, `default`, and each scheme but the converter's, by name.
     """
     directory.mkdir(parents=True)
-    maker, suffix, samples = MAKERS[target], TARGETS[target].suffix, list(calibration)
+    quantizer, suffix, samples = QUANTIZERS[target], TARGETS[target].suffix, list(calibration)
     files = {"float32": TARGETS[target].export(source, "float32", calibration, directory)}
     files["default"] = directory / f"default{suffix}"
     BY_HAND[target](source, files["float32"], samples, files["default"])
-    for scheme in maker.SCHEMES:
+    for scheme in quantizer.SCHEMES:
         if scheme != CONVERTER:
             lowered, files[scheme] = directory / f"lowered-{scheme}{suffix}", directory / f"{scheme}{suffix}"
-            maker.lower(files["float32"], scheme, lowered)
-            ranges = _ranges(maker, lowered, samples)
-            maker.quantize(lowered, scheme, ranges, (), files[scheme])
+            quantizer.lower(files["float32"], scheme, lowered)
+            ranges = _ranges(quantizer, lowered, samples)
+            quantizer.quantize(lowered, scheme, ranges, (), files[scheme])
     return files
 
 
-def _ranges(maker: _Maker, path: Path, samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
+def _ranges(quantizer: Quantizer, path: Path, samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
     """Returns the lowest and highest value of each tensor, which is all that latency needs."""
     ranges: dict[str, tuple[float, float]] = {}
-    for tensors in maker.activations(path, samples, maker.observed(path)):
+    for tensors in quantizer.activations(path, samples, quantizer.observed(path)):
         for name, values in tensors.items():
             low, high = ranges.get(name, (0.0, 0.0))
             ranges[name] = min(low, float(values.min())), max(high, float(values.max()))

@@ -13,13 +13,14 @@ import pytest
 SCRIPT = """
 import dataclasses, json, sys
 from pathlib import Path
-from pipeline.int8_latency import MAKERS, make_files, random_network
+from pipeline.int8_latency import make_files, random_network
+from pipeline.targets import QUANTIZERS
 from pipeline.targets.execution import execution
 
 directory = Path(sys.argv[1])
 source, calibration = random_network("mobilenet_v3_small", 64, directory)
 found = {}
-for target in MAKERS:
+for target in QUANTIZERS:
     files = make_files(target, source, calibration, directory / target)
     found[target] = {name: dataclasses.asdict(execution(target, path)) for name, path in files.items()}
 (directory / "found.json").write_text(json.dumps(found))
