@@ -475,8 +475,9 @@ def bench(
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", "targets", multiple=True, type=click.Choice(["litert", "onnxruntime", "openvino"]),
               help="Repeatable; default all that can be reached from the format.")  # fmt: skip
-@click.option("--precision", "precisions", multiple=True, type=click.Choice(["float32", "float16", "int8"]),
-              help="Repeatable; default all that can be made.")  # fmt: skip
+@click.option("--precision", "precisions", multiple=True,
+              type=click.Choice(["float32", "float16", "int8", "int8_dynamic", "int8_weights", "int16x8"]),
+              help="Repeatable; default the first three, as far as they can be made.")  # fmt: skip
 @click.option("--data", "source", help="Samples for int8 and for accuracy: as of eval. Without it, random ones.")
 @click.option("--calibration-samples", type=click.IntRange(64), help="How many int8 takes its ranges from.")
 @click.option("--out", "out_dir", required=True, type=click.Path(path_type=Path), help="Directory for the files.")

@@ -36,6 +36,9 @@ class GatesConfig(FrozenConfig):
         float16: Against the reference.
         int8: Against the reference.
         mixed: Of int8 with layers in float, against the reference.
+        int8_dynamic: Against the reference.
+        int8_weights: Against the reference.
+        int16x8: Against the reference.
         max_latency_p50_ms: Of the selected artifact on the device; beside the profile's budget.
         max_latency_p99_ms: The same for the 99th percentile.
         max_peak_memory_mb: Resident memory of the agent's process.
@@ -47,6 +50,9 @@ class GatesConfig(FrozenConfig):
     float16: ParityGates = ParityGates(min_snr_db=30.0, min_top1_agreement=0.99, max_accuracy_drop=0.005)
     int8: ParityGates = ParityGates(min_snr_db=8.0, min_top1_agreement=0.95, max_accuracy_drop=0.01)
     mixed: ParityGates = ParityGates(min_snr_db=8.0, min_top1_agreement=0.95, max_accuracy_drop=0.01)
+    int8_dynamic: ParityGates = ParityGates(min_snr_db=8.0, min_top1_agreement=0.95, max_accuracy_drop=0.01)
+    int8_weights: ParityGates = ParityGates(min_snr_db=15.0, min_top1_agreement=0.95, max_accuracy_drop=0.01)
+    int16x8: ParityGates = ParityGates(min_snr_db=15.0, min_top1_agreement=0.95, max_accuracy_drop=0.01)
     max_latency_p50_ms: float | None = Field(default=None, gt=0)
     max_latency_p99_ms: float | None = Field(default=None, gt=0)
     max_peak_memory_mb: float | None = Field(default=None, gt=0)

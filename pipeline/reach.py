@@ -12,7 +12,7 @@ from pipeline.model_config import OwnModelConfig
 from pipeline.recipe import Recipe
 from pipeline.sources.samples import RandomConfig
 from pipeline.targets import reachable
-from pipeline.targets.base import Precision, TargetName
+from pipeline.targets.base import RANGED, Precision, TargetName
 
 _OWN_RUNTIME = {"tflite": "litert", "onnx": "onnxruntime", "openvino": "openvino"}
 """Which target a file of a runtime belongs to."""
@@ -78,10 +78,11 @@ def exports_of(
             )
         return kept
     if isinstance(recipe.data, RandomConfig):
-        if chosen and "int8" in recipe.export.precisions:
+        ranged = [precision for precision in recipe.export.precisions if precision in RANGED]
+        if chosen and ranged:
             raise InputError(
-                "export.precisions has int8, which takes its ranges from samples, but the data are random: give "
-                "samples, such as data: {source: arrays, path: samples.npz}, or leave int8 out."
+                f"export.precisions has {ranged[0]}, which takes its ranges from samples, but the data are random: "
+                f"give samples, such as data: {{source: arrays, path: samples.npz}}, or leave {ranged[0]} out."
             )
-        return [(target, precision) for target, precision in found if precision != "int8"]
+        return [(target, precision) for target, precision in found if precision not in RANGED]
     return found

@@ -57,7 +57,7 @@ from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
 from pipeline.targets import QUANTIZERS
-from pipeline.targets.base import Precision, TargetName
+from pipeline.targets.base import RANGED, Precision, TargetName
 from pipeline.training.backends import expects_gpu, resolve_backend
 from pipeline.training.distribution import read_cluster
 
@@ -312,7 +312,7 @@ class _Run:
         if isinstance(recipe.model, OwnModelConfig):
             random = recipe.data if isinstance(recipe.data, RandomConfig) else None
             roles = {"model": "model"} if random else {"model": "model", "data": "data"}
-            quantized = any(precision == "int8" for _, precision in self._own) and random is None
+            quantized = any(precision in RANGED for _, precision in self._own) and random is None
             quantization = recipe.quantization.calibration_set() if quantized else None
             self._make("calibrate", ReferenceStage(quantization=quantization, random=random), roles)
             return

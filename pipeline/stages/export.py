@@ -24,7 +24,7 @@ from pipeline.samples import calibration_input_file
 from pipeline.signature import Signature, read_signature
 from pipeline.stages.base import FrozenConfig, Stage, Tell
 from pipeline.targets import QUANTIZERS, TARGETS, inspect_model
-from pipeline.targets.base import Precision, TargetName, check_interface
+from pipeline.targets.base import RANGED, Precision, TargetName, check_interface
 
 
 class ExportConfig(FrozenConfig):
@@ -32,7 +32,7 @@ class ExportConfig(FrozenConfig):
 
     Attributes:
         targets: Keys of `pipeline.targets.TARGETS`.
-        precisions: `float32`, `float16`, `int8`.
+        precisions: `float32`, `float16`, `int8`; for LiteRT also `int8_dynamic`, `int8_weights`, `int16x8`.
     """
 
     targets: tuple[TargetName, ...] = ("litert", "onnxruntime", "openvino")
@@ -82,7 +82,7 @@ class ExportStage(Stage):
     def tool_names(self) -> tuple[str, ...]:
         """Those of the target; for int8 also its runtime, in which the network is observed."""
         target = TARGETS[self.target]
-        runtime = (target.runtime,) if self.precision == "int8" else ()
+        runtime = (target.runtime,) if self.precision in RANGED else ()
         return tuple(dict.fromkeys((*target.tools, *runtime)))
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class ExportStage(Stage):
         if confidence.is_file():
             shutil.copyfile(confidence, out_dir / CONFIDENCE_FILE)
             metrics["confidence_map"] = CONFIDENCE_FILE
-        if self.precision == "int8":
+        if self.precision in RANGED:
             metrics["calibration_set_sha256"] = calibration_digest(calibration)
             metrics["calibration_images"] = len(calibration)
             metrics["reduce_range"] = self.reduce_range
@@ -148,7 +148,7 @@ class ExportStage(Stage):
                 quantizer=quantizer,
                 float_path=floats,
                 calibration=calibration,
-                schemes=self.schemes or tuple(quantizer.SCHEMES),
+                schemes=self.schemes or tuple(quantizer.SCHEMES)[:1],
                 methods=self.range_methods or RANGE_METHODS,
             )
             if self.max_drop is not None:

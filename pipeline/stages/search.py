@@ -127,9 +127,15 @@ class SearchStage(Stage):
                 methods=("min_max",),
             )
             try:
-                files[scheme], _ = export.make(_made(directory / scheme))
+                path, _ = export.make(_made(directory / scheme))
             except UnsupportedModelError as error:
                 refused[scheme] = error.message
+                continue
+            held = target.inspect(path).precision
+            if held == "int8":
+                files[scheme] = path
+            else:
+                refused[scheme] = f"the file is {held} and not int8."
         return files, refused
 
     def _source(self, inputs: Mapping[str, Path], directory: Path) -> tuple[ModelSource, Calibration]:

@@ -15,8 +15,11 @@ from pipeline.signature import Signature, SourceFormat
 TargetName = Literal["litert", "onnxruntime", "openvino", "fake"]
 """The keys of `pipeline.targets.TARGETS`."""
 
-Precision = Literal["float32", "float16", "int8"]
-"""The precisions that can be exported."""
+Precision = Literal["float32", "float16", "int8", "int8_dynamic", "int8_weights", "int16x8"]
+"""The precisions that can be exported, by some target each."""
+
+RANGED: tuple[Precision, ...] = ("int8", "int16x8")
+"""Those whose activations are integers and take ranges from samples."""
 
 _LABELS = {
     ("float32", "float"): "float32",

@@ -11,12 +11,14 @@ from typing import Any
 
 from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
+from pipeline.quantization.ranges import estimate, observe
 from pipeline.signature import SourceFormat
+from pipeline.targets import litert_int8
 from pipeline.targets.base import GraphSummary, Reach, check_interface, check_source_precision
 from pipeline.targets.tensorflow_graph import control_flow, static_saved_model
 from pipeline.targets.tflite_file import TFLiteFile
 
-_ALL = ("float32", "float16", "int8")
+_ALL = ("float32", "float16", "int8", "int8_dynamic", "int8_weights", "int16x8")
 _NO_CONVERTER = (
     "No maintained converter leads from {} to TensorFlow Lite: give the Keras model, the SavedModel or the .tflite "
     "file that it was made from."
@@ -49,6 +51,9 @@ class LiteRTTarget:
     runtime = "ai-edge-litert"
     notes: Mapping[str, str] = {
         "float16": "weights are stored in float16 and expanded to float32 when the file is loaded",
+        "int8_weights": "weights are stored in int8 and expanded to float32 when the file is loaded",
+        "int8_dynamic": "activations are quantized while the model runs, with ranges of the moment",
+        "int16x8": "activations are int16, which XNNPACK does not compute with",
     }
 
     def export(self, source: ModelSource, precision: str, calibration: Calibration, out_dir: Path) -> Path:
@@ -58,13 +63,29 @@ class LiteRTTarget:
             UnsupportedModelError: The converter refuses it, or the file holds what the precision can't be made of.
         """
         path = out_dir / f"model{self.suffix}"
-        if source.signature.source == "tflite":
+        if precision in ("int8_dynamic", "int8_weights", "int16x8"):
+            self._of_float(source, precision, calibration, path)
+        elif source.signature.source == "tflite":
             _requantize(source, precision, calibration, path)
         else:
             with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out_dir) as scratch:
                 path.write_bytes(_convert(source, precision, calibration, Path(scratch)))
         check_interface(self.inspect(path), source.signature, runtime="LiteRT")
         return path
+
+    def _of_float(self, source: ModelSource, precision: str, calibration: Calibration, path: Path) -> None:
+        """Writes what is made of the file in float32 in one step."""
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=path.parent) as scratch:
+            floats = self.export(source, "float32", calibration, Path(scratch))
+            if precision != "int16x8":
+                litert_int8.quantize_weights(
+                    floats, "int8_dynamic" if precision == "int8_dynamic" else "int8_weights", path
+                )
+                return
+            names = litert_int8.observed(floats)
+            observations = observe(lambda: litert_int8.activations(floats, calibration, names))
+            ranges = {name: estimate(observation, "min_max") for name, observation in observations.items()}
+            litert_int8.quantize(floats, "converter", ranges, (), path, precision="int16x8")
 
     def inspect(self, path: Path) -> GraphSummary:
         """Reads the flatbuffer; the interpreter is not loaded.
