@@ -145,6 +145,6 @@ def test_fake_quantization_is_closer_to_the_file_than_float_is(target: Any, tmp_
     quantized = fake_quantized(folded, observed_ranges(folded, inputs))
     runner = RUNNERS[target]()
     runner.load(str(export_int8(network, inputs, target, tmp_path)), num_threads=1)
-    given = np.concatenate([np.asarray(runner.infer([each[None]])[0]) for each in inputs])
+    given = np.concatenate([np.array(runner.infer([each[None]])[0]) for each in inputs])
     from_float, from_rounded = (np.square(predict_logits(each, inputs) - given).sum() for each in (folded, quantized))
     assert from_rounded < 0.6 * from_float

@@ -81,6 +81,7 @@ def test_a_tensor_with_two_readers_is_left_alone() -> None:
     assert find_pairs(chain(None, second_reader=True)) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["weights", "activations"])
 def test_the_function_stays_and_rounding_hurts_less(measure: Any) -> None:
     inputs = images(16)
