@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import models
 from devices.measurement import BenchmarkSettings, Case, benchmark
 from devices.profile import DeviceProfile
@@ -23,6 +21,7 @@ from pipeline.artifacts import write_durably
 from pipeline.errors import InputError, StageError
 from pipeline.model_source import Calibration, ModelSource, Sample
 from pipeline.quantization.quantizer import Quantizer
+from pipeline.quantization.random_network import enliven, random_images
 from pipeline.saved_model import write_saved_model
 from pipeline.signature import Signature, image_signature
 from pipeline.targets import QUANTIZERS, TARGETS
@@ -116,27 +115,13 @@ def measure_networks(
 
 
 def random_network(name: str, size: int, directory: Path) -> tuple[ModelSource, Calibration]:
-    """Writes the SavedModel of a network with random weights, and draws images.
-
-    Statistics of batch normalizations are those of the images: else values vanish on their way through the network,
-    and floats that are almost zero take processors longer. Biases are not zero: converters drop additions of zero, and
-    NNCF then does not recognize gates of squeeze-and-excite, which it leaves in float in trained networks.
-    """
+    """Writes the SavedModel of a network with random weights, and draws images."""
     import keras
 
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
     network = models.build(name, input_shape=(size, size, 3), num_classes=1000, dropout=0.0, drop_path=0.0)
-    coarse = rng.uniform(0, 255, (IMAGES, 8, 8, 3)).repeat(math.ceil(size / 8), 1).repeat(math.ceil(size / 8), 2)
-    noisy = coarse[:, :size, :size] + rng.normal(0, 30, (IMAGES, size, size, 3))
-    images = np.clip(noisy, 0, 255).astype(np.uint8)
-    for layer in network.layers:
-        for weight in layer.trainable_weights:
-            if weight.name in {"bias", "beta"}:
-                weight.assign(rng.normal(0.1, 0.1, weight.shape))
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0
-    network(images, training=True)
+    images = random_images(IMAGES, (size, size))
+    enliven(network, images)
     write_saved_model(network, directory)
     signature: Signature = image_signature((size, size, 3), 1000, source="saved_model", model="saved_model")
     return ModelSource(directory, signature), Calibration(signature, {signature.inputs[0].name: images})

@@ -58,6 +58,7 @@ def speed_lines(report: Mapping[str, Any]) -> list[str]:
     Args:
         report: As a whole.
     """
+    searched = {search["target"] for search in report.get("searches", ())}
     medians: dict[str, dict[tuple[str, str], float]] = {}
     for row in report["benchmarks"]:
         if row["latency_ms"]:
@@ -73,8 +74,8 @@ def speed_lines(report: Mapping[str, Any]) -> list[str]:
             words = ", ".join(f"{ratio:.2f} in {target}" for target, ratio in ratios.items())
             lines.append(f"On {device} int8 takes so much of the time of float32: {words}.")
         lines += [
-            f"{target} int8 is no faster than float32 on {device} ({ratio:.2f} of its time): take float32 there, or "
-            f"let quantization.search: device look for another way."
+            f"{target} int8 is no faster than float32 on {device} ({ratio:.2f} of its time): take float32 there"
+            + ("." if target in searched else ", or let quantization.search: device look for another way.")
             for target, ratio in ratios.items()
             if ratio >= 1
         ]

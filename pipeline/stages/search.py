@@ -21,6 +21,7 @@ from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.network import ModelConfig, build_network
 from pipeline.quantization.int8 import Int8Export
+from pipeline.quantization.random_network import enliven, random_images
 from pipeline.samples import reference_samples
 from pipeline.saved_model import write_saved_model
 from pipeline.signature import read_signature
@@ -150,10 +151,13 @@ class SearchStage(Stage):
         import keras
 
         keras.utils.set_random_seed(0)
-        fresh = self.model.model_copy(update={"weights": None})
-        write_saved_model(build_network(fresh, (*self.image_size, 3), self.num_classes), directory)
+        # Dropout would make statistics of what is never computed.
+        fresh = self.model.model_copy(update={"weights": None, "dropout": 0.0, "drop_path": 0.0})
+        network = build_network(fresh, (*self.image_size, 3), self.num_classes)
+        images = random_images(_SAMPLES, self.image_size)
+        enliven(network, images)
+        write_saved_model(network, directory)
         signature = read_signature(directory)
-        images = np.random.default_rng(0).integers(0, 256, (_SAMPLES, *self.image_size, 3), dtype=np.uint8)
         return ModelSource(directory, signature), Calibration(signature, {"image": images}, self.reduce_range)
 
 

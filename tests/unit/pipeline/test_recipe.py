@@ -195,7 +195,7 @@ UNKNOWN_NAMES = [
     Refused("source", BASE.replace("digits", "digit"), ["data.source is 'digit'", "image_folder", "mean digits?"]),
     Refused("network", BASE.replace("net_v2", "net_v3"), ["line 6", "'mobilenet_v3'", "mean 'mobilenet_v3_small' or"]),
     Refused("target", BASE + "export:\n  targets: [litrt]\n", ["line 9", '"litrt"', "Did you mean litert?"]),
-    Refused("precision", BASE + "export:\n  precisions: [int16]\n", ["line 9", "Did you mean int8?"]),
+    Refused("precision", BASE + "export:\n  precisions: [int16]\n", ["line 9", "Did you mean int16x8?"]),
     Refused("optimizer", BASE + "train:\n  optimizer: adam\n", ["line 9", "Did you mean adamw?"]),
     Refused("backend", BASE + "train:\n  backend: tensorflo\n", ["line 9", "Did you mean tensorflow?"]),
     Refused("objective", BASE + "select:\n  objective: latency_p9_ms\n", ["line 9", "Did you mean latency_p99_ms?"]),
