@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 def run(place: Workplace, *arguments: str) -> dict[str, Any]:
-    outcome = place.edgeship("run", "small.yaml", "--json", *arguments)
+    outcome = place.execute(place.command("run", "small.yaml", "--json", *arguments), timeout_s=800)
     assert outcome.code in (0, 1), outcome.stderr
     report: dict[str, Any] = outcome.json()
     return report
@@ -61,7 +61,7 @@ def test_remedies_are_tried_until_one_holds_and_each_is_kept(place: Workplace) -
     assert steps[0] == "int8/litert/ranges"
     exported = next(row for row in report["artifacts"] if row["precision"] != "float32")
     record = exported["quantization"]
-    assert [attempt["remedy"] for attempt in record["attempts"]][0] == "ranges"
+    assert record["attempts"][0]["remedy"] == "ranges"
     chosen = record["attempts"][record["chosen"]]
     assert chosen["holds"] == record["holds"]
     assert exported["precision"] == ("mixed" if chosen["float_layers"] else "int8")
