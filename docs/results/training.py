@@ -48,8 +48,8 @@ WORK = HERE.parents[1] / "runs" / "results" / "training"
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "efficientnet_b0")
 DATASETS: dict[str, dict[str, Any]] = {
-    "tiny_imagenet_20": {"size": [64, 64], "epochs": {"efficientnet_lite0": 20, "efficientnet_b0": 12}, "default": 30},
-    "cifar10": {"size": [32, 32], "epochs": {}, "default": 3},
+    "tiny_imagenet_20": {"size": [64, 64], "epochs": {"efficientnet_lite0": 20, "efficientnet_b0": 20}, "default": 30},
+    "cifar10": {"size": [32, 32], "epochs": {}, "default": 3, "train": {"warmup_epochs": 0.5}},
 }
 """Fewer epochs for the larger networks, so that each training takes less than 40 minutes of one core."""
 SIDES = ("baseline", "edgeship")
@@ -112,6 +112,7 @@ def recipe_of(dataset: str, network: str, path: Path) -> Recipe:
     settings = DATASETS[dataset]
     data = {"source": "image_folder", "path": str(path), "size": settings["size"], "validation_fraction": 0.1}
     train = {"preset": PRESET, "epochs": settings["epochs"].get(network, settings["default"]), "batch_size": BATCH}
+    train |= settings.get("train", {})
     section = {"name": network, **MODEL}
     name = f"{dataset}-{network}".replace("_", "-")
     return Recipe.model_validate_json(json.dumps({"name": name, "data": data, "model": section, "train": train}))
