@@ -68,12 +68,12 @@ def trial(tmp_path: Path, observed: Observed, *, max_drop: float, told: list[str
 
 def test_good_ranges_are_enough_for_a_good_network(tmp_path: Path) -> None:
     observed, told = observe_network(tmp_path, "good", weights()), list[str]()
-    attempt = try_ranges(trial(tmp_path, observed, max_drop=0.1, told=told), "ranges", observed)
+    attempt = try_ranges(trial(tmp_path, observed, max_drop=0.15, told=told), "ranges", observed)
     assert attempt.holds
-    assert attempt.drop.drop <= 0.1
+    assert attempt.drop.drop <= 0.15
     assert set(attempt.range_ratios) == set(RANGE_METHODS)
     assert attempt.range_method == max(attempt.range_ratios, key=lambda method: attempt.range_ratios[method])
-    assert told == [f"ranges, plain, ranges by {attempt.range_method}: {attempt.drop.sentence(0.1)}"]
+    assert told == [f"ranges, plain, ranges by {attempt.range_method}: {attempt.drop.sentence(0.15)}"]
     assert attempt.path.is_file()
 
 
