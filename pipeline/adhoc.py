@@ -23,9 +23,10 @@ from pipeline.gates import parity_rows
 from pipeline.imports.checks import check_image_input
 from pipeline.imports.description import ModelDescription
 from pipeline.judgement import completed, judge
+from pipeline.making import make_artifact
 from pipeline.manifest import MANIFEST, Artifact, read_manifest
 from pipeline.recipe import Recipe
-from pipeline.runner import RunResult, make_artifact, run_recipe
+from pipeline.runner import RunResult, run_recipe
 from pipeline.samples import SampleSet, split_samples
 from pipeline.signature import Signature, image_signature, read_signature
 from pipeline.sources import DataConfig, RecipeData

@@ -10,13 +10,14 @@ from typing import Any
 from pipeline.artifacts import ArtifactStore
 from pipeline.errors import InputError
 from pipeline.executor import StageExecutor
+from pipeline.making import find_artifact
 from pipeline.manifest import Artifact
 from pipeline.model_config import OwnModelConfig
 from pipeline.model_tables import readable_bytes, readable_count
 from pipeline.network import FAKE_NETWORK, ModelConfig
 from pipeline.progress import duration
 from pipeline.recipe import Recipe
-from pipeline.runner import check_sizes, find_artifact, run_recipe, train_stage
+from pipeline.runner import check_sizes, run_recipe, train_stage
 from pipeline.stages.base import Stage, Tell
 from pipeline.stages.rehearse import DryRunStage, LearningRateStage
 from pipeline.stages.train import TrainStage

@@ -12,9 +12,7 @@ Where several processes train together (`pipeline.training.distribution`), proce
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from devices.board.facts import parse_cpu_features, parse_cpu_model
 from devices.errors import ERRORS as DEVICE_ERRORS
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile, load_profile
@@ -30,13 +27,11 @@ from pipeline.artifacts import ArtifactStore
 from pipeline.errors import DataError, EdgeshipError, InputError, StageError
 from pipeline.executor import StageExecutor
 from pipeline.imports.description import ModelDescription
-from pipeline.keys import artifact_key, code_digest, tool_versions
-from pipeline.manifest import Artifact, Manifest
+from pipeline.making import host_facts, plan_of, take_or_make
+from pipeline.manifest import Artifact
 from pipeline.model_config import BudgetModelConfig, OwnModelConfig
 from pipeline.network import FAKE_NETWORK, ModelConfig
-from pipeline.quantization.config import FineTuneConfig
-from pipeline.quantization.remedies import Remedy
-from pipeline.quantization.section import AccuracyConfig
+from pipeline.quantizing import Quantizing
 from pipeline.reach import exports_of, reachable_exports
 from pipeline.recipe import Recipe
 from pipeline.reference import MIN_PARITY_IMAGES
@@ -45,18 +40,14 @@ from pipeline.stages.base import Stage, Tell
 from pipeline.stages.benchmark import BenchmarkStage
 from pipeline.stages.calibrate import CalibrateStage
 from pipeline.stages.data import DataStage
-from pipeline.stages.export import ExportStage
 from pipeline.stages.fake import FakeCalibrateStage, FakeTrainStage
 from pipeline.stages.fit import FitStage
 from pipeline.stages.import_model import ImportStage
 from pipeline.stages.reference_model import ReferenceStage
-from pipeline.stages.remedy import RemedyStage
 from pipeline.stages.samples import SamplesStage
-from pipeline.stages.search import SearchStage, image_size_and_classes
 from pipeline.stages.select import SelectStage
 from pipeline.stages.train import TrainStage
 from pipeline.stages.verify import VerifyStage
-from pipeline.targets import QUANTIZERS
 from pipeline.targets.base import RANGED, Precision, TargetName
 from pipeline.training.backends import expects_gpu, resolve_backend
 from pipeline.training.distribution import read_cluster
@@ -135,7 +126,7 @@ def run_recipe(
     if len(set(names)) != len(names):
         raise InputError(f"The devices {', '.join(names)} name one twice; name each once.")
     result = RunResult(recipe, profiles)
-    with _Run(recipe, store, result, tell) as run:
+    with _Run(store, result, tell) as run:
         run.until(until)
     return result
 
@@ -189,19 +180,6 @@ def case_failures(device: str, cases: Sequence[Mapping[str, Any]]) -> list[Devic
     return failures
 
 
-def make_artifact(
-    stage: Stage, store: ArtifactStore, tell: Tell, inputs: Mapping[str, Artifact] | None = None
-) -> Artifact:
-    """Takes the artifact of a stage from the store, or makes it.
-
-    Raises:
-        EdgeshipError: The stage failed.
-    """
-    with StageExecutor(lambda event: tell({"stage": stage.stage, **event})) as executor:
-        artifact, _ = _take_or_make(stage.stage, stage, inputs or {}, store=store, executor=executor, tell=tell)
-    return artifact
-
-
 def train_stage(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> TrainStage:
     """Returns the stage that trains the network of a recipe.
 
@@ -221,17 +199,11 @@ def network_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> ModelConfig
     return ModelConfig.model_validate(artifacts["model"].manifest.metrics["model"])
 
 
-def find_artifact(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """Returns what a stage made of these inputs before; None where it has not."""
-    plan = _plan(stage, inputs)
-    return store.get(plan.stage, plan.key)
-
-
 class _Run:
     """One run of a recipe."""
 
-    def __init__(self, recipe: Recipe, store: ArtifactStore, result: RunResult, tell: Tell) -> None:
-        self._recipe, self._store, self._result, self._tell = recipe, store, result, tell
+    def __init__(self, store: ArtifactStore, result: RunResult, tell: Tell) -> None:
+        self._store, self._result, self._tell = store, result, tell
         self._name = ""
         self._own: list[tuple[TargetName, Precision]] = []
         """What a model of one's own is exported to; empty for a network."""
@@ -245,13 +217,14 @@ class _Run:
 
     def until(self, last: str) -> None:
         """Runs the stages in order."""
+        quantizing = Quantizing(self)
         steps = {
             "data": self._data,
             "model": self._model,
             "train": self._train,
             "calibrate": self._calibrate,
-            "search": self._search,
-            "export": self._export,
+            "search": quantizing.search,
+            "export": quantizing.export,
             "verify": self._verify,
             "benchmark": self._benchmark,
             "select": self._select,
@@ -261,25 +234,25 @@ class _Run:
                 steps[name]()
 
     def _data(self) -> None:
-        data = self._recipe.data
+        data = self.recipe.data
         if isinstance(data, ArraysConfig):
             self._make("data", SamplesStage(source=data), {})
         elif not isinstance(data, RandomConfig):
             self._make("data", DataStage(source=data), {})
 
     def _model(self) -> None:
-        model, artifacts = self._recipe.model, self._result.artifacts
+        model, artifacts = self.recipe.model, self._result.artifacts
         if isinstance(model, OwnModelConfig):
-            self._own = reachable_exports(self._recipe, model)
+            self._own = reachable_exports(self.recipe, model)
             description = ModelDescription.model_validate(model.model_dump(exclude={"path"}))
             self._make("model", ImportStage(path=model.path, description=description), {})
-            self._own = exports_of(self._recipe, self._own, artifacts["model"].manifest.metrics)
+            self._own = exports_of(self.recipe, self._own, artifacts["model"].manifest.metrics)
         elif isinstance(model, BudgetModelConfig):
-            check_sizes(self._recipe, artifacts["data"].manifest.metrics)
+            check_sizes(self.recipe, artifacts["data"].manifest.metrics)
             self._make("model", FitStage(model=model), {"data": "data"})
 
     def _train(self) -> None:
-        recipe, artifacts = self._recipe, self._result.artifacts
+        recipe, artifacts = self.recipe, self._result.artifacts
         if isinstance(recipe.model, OwnModelConfig):
             return
         check_sizes(recipe, artifacts["data"].manifest.metrics)
@@ -293,7 +266,7 @@ class _Run:
         """Trains with process 0, which publishes; takes no lock and leaves nothing. Does nothing where that is done."""
         self._name, started = "train", time.monotonic()
         data = self._result.artifacts["data"]
-        plan = _plan(stage, {"data": data})
+        plan = plan_of(stage, {"data": data})
         artifact = self._store.get(plan.stage, plan.key)
         if artifact is not None:
             self._result.artifacts["train"] = artifact
@@ -308,7 +281,7 @@ class _Run:
         self._tell({"stage": "train", "state": "cached" if cached else "done", "seconds": seconds, "key": plan.key})
 
     def _calibrate(self) -> None:
-        recipe = self._recipe
+        recipe = self.recipe
         if isinstance(recipe.model, OwnModelConfig):
             random = recipe.data if isinstance(recipe.data, RandomConfig) else None
             roles = {"model": "model"} if random else {"model": "model", "data": "data"}
@@ -320,120 +293,63 @@ class _Run:
         stage = kind(calibrate=recipe.calibrate, quantization=recipe.quantization.calibration_set())
         self._make("calibrate", stage, {"data": "data", "train": "train"})
 
-    def _search(self) -> None:
-        """Looks for the fastest way to int8 in each target on the first device, where the recipe asks for it."""
-        recipe, artifacts = self._recipe, self._result.artifacts
-        if recipe.quantization.search == "none" or not self._result.profiles:
-            return
-        model, size, classes, roles = None, (0, 0), 0, {"model": "model", "calibrate": "calibrate"}
-        if not self._own:
-            model, roles = network_of(recipe, artifacts), {}
-            size, classes = image_size_and_classes(artifacts["data"].directory)
-        profile = self._result.profiles[0]
-        for target, precision in self._own or self._everything():
-            if precision == "int8" and target in QUANTIZERS:
-                stage = SearchStage(
-                    target=target,
-                    model=model,
-                    image_size=size,
-                    num_classes=classes,
-                    benchmark=recipe.benchmark,
-                    profile=profile,
-                    host=host_facts() if profile.transport.kind == "local" else {},
-                    reduce_range=self._reduce_range(target),
-                )
-                self._try(f"search/{target}", stage, roles)
+    @property
+    def recipe(self) -> Recipe:
+        """What is run."""
+        return self._result.recipe
 
-    def _schemes(self, target: TargetName) -> tuple[str, ...]:
-        """Returns the ways to int8 that were measured, the fastest first; none where none was."""
-        found = self._result.artifacts.get(f"search/{target}")
-        return tuple(found.manifest.metrics["schemes"]) if found else ()
+    @property
+    def profiles(self) -> tuple[DeviceProfile, ...]:
+        """The devices."""
+        return self._result.profiles
 
-    def _export(self) -> None:
-        roles = {"calibrate": "calibrate"} | ({"model": "model"} if self._own else {})
-        for target, precision in self._own or self._everything():
-            name = f"export/{target}/{precision}"
-            if precision != "int8":
-                self._try(name, ExportStage(target=target, precision=precision), roles)
-                continue
-            floats = f"export/{target}/float32"
-            known = {"float32": floats} if floats in self._result.artifacts else {}
-            accuracy = self._recipe.quantization.accuracy
-            if accuracy is None or target not in QUANTIZERS:
-                self._try(name, self._int8(target), roles | known)
-            else:
-                self._walk(target, accuracy, roles | known | {"data": "data"})
+    @property
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """What was made so far, by name."""
+        return self._result.artifacts
 
-    def _int8(self, target: TargetName, **judged: Any) -> ExportStage:
-        return ExportStage(
-            target=target,
-            precision="int8",
-            reduce_range=self._reduce_range(target),
-            range_methods=self._recipe.quantization.range_methods(),
-            schemes=self._schemes(target),
-            **judged,
-        )
-
-    def _walk(self, target: TargetName, accuracy: AccuracyConfig, roles: Mapping[str, str]) -> None:
-        """Tries remedies until int8 keeps to the limit; the last step becomes the export, by what its file holds."""
-        artifacts, last = self._result.artifacts, ""
-        for remedy in accuracy.remedies:
-            weights = self._weights(remedy, last)
-            if weights is None:
-                continue
-            name = f"int8/{target}/{remedy}"
-            stage = self._int8(target, max_drop=accuracy.max_drop, remedy=remedy)
-            self._try(name, stage, {**roles, **({"previous": last} if last else {}), **weights})
-            if name not in artifacts:
-                if not last:
-                    return
-                continue
-            last = name
-            if artifacts[name].manifest.metrics["quantization"]["holds"]:
-                break
-        if last:
-            artifact = artifacts[last]
-            name = f"export/{target}/{artifact.manifest.metrics['precision']}"
-            artifacts[name] = artifact
-            self._result.stages.append(StageRecord(name, artifact.manifest.key, cached=True, seconds=0.0))
-
-    def _weights(self, remedy: Remedy, last: str) -> dict[str, str] | None:
-        """Returns the network that a remedy is tried on, as a role; None where there is none to be had."""
-        artifacts = self._result.artifacts
-        if remedy == "mixed":
-            found = artifacts[last].manifest.metrics["quantization"]["remedy"] if last else "ranges"
-            return {"weights": f"remedy/{found}"} if f"remedy/{found}" in artifacts else {}
-        if remedy == "ranges":
-            return {}
-        name = f"remedy/{remedy}"
+    @property
+    def exports(self) -> Sequence[tuple[TargetName, Precision]]:
+        """Targets and precisions, float32 before what is made of it."""
         if self._own:
-            return None  # the weights of a model of one's own are not ours to change
-        if name not in artifacts and name not in {record.name for record in self._result.stages}:
-            training = FineTuneConfig() if remedy == "training" else None
-            roles = {"calibrate": "calibrate"} | ({"data": "data"} if training else {})
-            self._try(name, RemedyStage(remedy=remedy, training=training), roles)
-        return {"weights": name} if name in artifacts else None
+            return self._own
+        precisions = sorted(self.recipe.export.precisions, key=lambda precision: precision != "float32")
+        return tuple(itertools.product(self.recipe.export.targets, precisions))
 
-    def _everything(self) -> list[tuple[TargetName, Precision]]:
-        """Returns every target with every precision, float32 before what is made of it."""
-        precisions = sorted(self._recipe.export.precisions, key=lambda precision: precision != "float32")
-        return list(itertools.product(self._recipe.export.targets, precisions))
+    @property
+    def has_own_model(self) -> bool:
+        """Whether the model is not a network of ours."""
+        return isinstance(self.recipe.model, OwnModelConfig)
+
+    def network(self) -> ModelConfig:
+        """Returns the network that is trained."""
+        return network_of(self.recipe, self.artifacts)
+
+    def was_tried(self, name: str) -> bool:
+        """Whether a stage ran, in vain or not."""
+        return any(record.name == name for record in self._result.stages)
+
+    def name_again(self, name: str, known: str) -> None:
+        """Gives an artifact a second name."""
+        artifact = self._result.artifacts[known]
+        self._result.artifacts[name] = artifact
+        self._result.stages.append(StageRecord(name, artifact.manifest.key, cached=True, seconds=0.0))
 
     def _verify(self) -> None:
         for name in self._exported():
             label = name.removeprefix("export/")
             stage = VerifyStage(target=label.split("/")[0], host=host_facts())
-            self._try(f"verify/{label}", stage, {"calibrate": "calibrate", "export": name})
+            self.attempt(f"verify/{label}", stage, {"calibrate": "calibrate", "export": name})
 
     def _benchmark(self) -> None:
         for profile in self._result.profiles:
             host = host_facts() if profile.transport.kind == "local" else {}
-            stage = BenchmarkStage(benchmark=self._recipe.benchmark, profile=profile, host=host)
+            stage = BenchmarkStage(benchmark=self.recipe.benchmark, profile=profile, host=host)
             inputs = [name for name in ("data", "calibrate") if name in self._result.artifacts]
             # What this machine answered is compared with what another device answers.
             answered = [name for name in self._result.artifacts if name.startswith("verify/") and not host]
             roles = {name: name for name in (*inputs, *self._exported(), *answered)}
-            self._try(f"benchmark/{profile.name}", stage, roles)
+            self.attempt(f"benchmark/{profile.name}", stage, roles)
             measured = self._result.artifacts.get(f"benchmark/{profile.name}")
             if measured is not None:
                 self._result.failures += case_failures(profile.name, measured.manifest.metrics["cases"])
@@ -444,24 +360,18 @@ class _Run:
             if benchmark not in self._result.artifacts:
                 continue
             stage = SelectStage(
-                gates=self._recipe.gates,
-                select=self._recipe.select,
+                gates=self.recipe.gates,
+                select=self.recipe.select,
                 device=profile.name,
                 budgets=profile.budgets.model_dump(),
             )
             roles = {name: name for name in self._result.artifacts if name.startswith(("export/", "verify/"))}
-            self._try(f"select/{profile.name}", stage, {"benchmark": benchmark, **roles})
+            self.attempt(f"select/{profile.name}", stage, {"benchmark": benchmark, **roles})
 
     def _exported(self) -> list[str]:
         return [name for name in self._result.artifacts if name.startswith("export/")]
 
-    def _reduce_range(self, target: str) -> bool:
-        """Whether a device of this run is an x86 processor whose 8-bit products saturate in 16 bits."""
-        if target != "onnxruntime":
-            return False
-        return any(_saturates(profile) for profile in self._result.profiles)
-
-    def _try(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> None:
+    def attempt(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> None:
         """Makes an artifact; where that fails for a reason of its own, notes it and lets the run go on."""
         started = time.monotonic()
         try:
@@ -477,68 +387,10 @@ class _Run:
         self._name = name
         started = time.monotonic()
         sources = {role: self._result.artifacts[source] for role, source in inputs.items()}
-        artifact, cached = _take_or_make(
+        artifact, cached = take_or_make(
             name, stage, sources, store=self._store, executor=self._executor, tell=self._tell
         )
         self._result.artifacts[name] = artifact
         seconds, key = time.monotonic() - started, artifact.manifest.key
         self._result.stages.append(StageRecord(name, key, cached=cached, seconds=seconds))
         self._tell({"stage": name, "state": "cached" if cached else "done", "seconds": seconds, "key": key})
-
-
-def _take_or_make(
-    name: str,
-    stage: Stage,
-    sources: Mapping[str, Artifact],
-    *,
-    store: ArtifactStore,
-    executor: StageExecutor,
-    tell: Tell,
-) -> tuple[Artifact, bool]:
-    """Returns an artifact and whether it was there; makes and publishes it under the lock of its key if not."""
-    plan = _plan(stage, sources)
-    artifact = store.get(plan.stage, plan.key)
-    if artifact is not None:
-        return artifact, True
-    tell({"stage": name, "state": "waiting", "key": plan.key})
-    with store.lock(plan.key):
-        artifact = store.get(plan.stage, plan.key)
-        if artifact is not None:
-            return artifact, True
-        tell({"stage": name, "state": "running", "key": plan.key})
-        for source in sources.values():
-            store.verify(source)
-        started = time.monotonic()
-        work = store.workspace(plan.key, resumable=stage.resumable)
-        metrics = executor.run(stage, {role: source.directory for role, source in sources.items()}, work)
-        manifest = dataclasses.replace(plan, metrics=metrics, wall_time_s=round(time.monotonic() - started, 3))
-        return store.publish(work, manifest), False
-
-
-def _plan(stage: Stage, sources: Mapping[str, Artifact]) -> Manifest:
-    """Returns the manifest of an artifact as far as it is known before the work: all that its key is made of."""
-    parts: dict[str, Any] = {
-        "config": stage.key_config(),
-        "inputs": {role: source.manifest.key for role, source in sources.items()},
-        "code": code_digest(type(stage).__module__, *stage.other_code),
-        "tools": tool_versions(stage.tool_names()),
-        "fingerprint": stage.fingerprint(),
-    }
-    return Manifest(stage=stage.stage, key=artifact_key(stage.stage, **parts), **parts, metrics={}, wall_time_s=0.0)
-
-
-def host_facts() -> dict[str, Any]:
-    """Returns what tells this machine's processor from another: results measured here belong to it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    return {"cpu": parse_cpu_model(text), "features": parse_cpu_features(text), "cores": os.cpu_count()}
-
-
-def _saturates(profile: DeviceProfile) -> bool:
-    if profile.transport.kind == "local":
-        features: Sequence[str] = host_facts()["features"]
-    else:
-        features = profile.cpu_features or ()
-    return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)

@@ -39,9 +39,10 @@ import numpy as np
 from pipeline.artifacts import ArtifactStore
 from pipeline.calibration.methods import fit_temperature
 from pipeline.executor import child_environment
+from pipeline.making import host_facts
 from pipeline.metrics import accuracy_interval, count_correct, expected_calibration_error
 from pipeline.recipe import Recipe
-from pipeline.runner import host_facts, run_recipe
+from pipeline.runner import run_recipe
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parents[1] / "runs" / "results" / "training"

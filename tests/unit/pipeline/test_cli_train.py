@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import ArtifactStore
+from pipeline.making import find_artifact
 from pipeline.rehearsal import dry_run_lines, learning_rate_lines, learning_rate_rows
-from pipeline.runner import find_artifact
 from pipeline.stages.fake import FakeTrainStage
 from pipeline.training_summary import training_lines
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 import pipeline.executor
+import pipeline.making
 import pipeline.runner
 from devices.errors import AgentCrashedError, ProfileError
 from pipeline.artifacts import ArtifactStore
 from pipeline.errors import CorruptArtifactError, InputError, StageCrashError, StageError, StoreError
+from pipeline.making import make_artifact
 from pipeline.recipe import load_recipes
 from pipeline.report import report_of
-from pipeline.runner import STAGES, RunResult, make_artifact, run_recipe
+from pipeline.runner import STAGES, RunResult, run_recipe
 from pipeline.stages.base import Stage
 from pipeline.stages.data import DataStage
 
@@ -268,13 +270,13 @@ def test_the_code_that_runs_on_the_board_is_in_the_keys_of_what_it_measured(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     covered: dict[str, tuple[str, ...]] = {}
-    real = pipeline.runner.code_digest
+    real = pipeline.making.code_digest
 
     def seen(*roots: str) -> str:
         covered[roots[0].rpartition(".")[2]] = roots[1:]
         return real(*roots)
 
-    monkeypatch.setattr(pipeline.runner, "code_digest", seen)
+    monkeypatch.setattr(pipeline.making, "code_digest", seen)
     run()
 
     assert covered["verify"] == covered["benchmark"] == ("devices.board.*",)

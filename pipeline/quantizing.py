@@ -1,0 +1,175 @@
+"""Runs the stages that make int8: the search for the fastest way, the exports, and the walk over the remedies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from devices.profile import DeviceProfile
+from pipeline.making import host_facts
+from pipeline.manifest import Artifact
+from pipeline.network import ModelConfig
+from pipeline.quantization.config import FineTuneConfig
+from pipeline.quantization.remedies import Remedy
+from pipeline.quantization.section import AccuracyConfig
+from pipeline.recipe import Recipe
+from pipeline.stages.base import Stage
+from pipeline.stages.export import ExportStage
+from pipeline.stages.remedy import RemedyStage
+from pipeline.stages.search import SearchStage, image_size_and_classes
+from pipeline.targets import QUANTIZERS
+from pipeline.targets.base import Precision, TargetName
+
+
+class Run(Protocol):
+    """The run that these stages are part of."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is run."""
+
+    @property
+    def profiles(self) -> Sequence[DeviceProfile]:
+        """The devices."""
+
+    @property
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """Made so far, by the name of the stage record."""
+
+    @property
+    def exports(self) -> Sequence[tuple[TargetName, Precision]]:
+        """Targets and precisions, float32 before what is made of it."""
+
+    @property
+    def has_own_model(self) -> bool:
+        """Whether the model is not a network of ours."""
+
+    def network(self) -> ModelConfig:
+        """Returns the network that is trained."""
+
+    def attempt(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> None:
+        """Makes an artifact of those named, by role; a failure of its own is noted, and the run goes on."""
+
+    def was_tried(self, name: str) -> bool:
+        """Whether a stage ran, in vain or not."""
+
+    def name_again(self, name: str, known: str) -> None:
+        """Gives an artifact a second name."""
+
+
+class Quantizing:
+    """Makes what a run exports.
+
+    Args:
+        run: Is told to make the artifacts.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def search(self) -> None:
+        """Looks for the fastest way to int8 in each target on the first device, where the recipe asks for it."""
+        recipe, artifacts = self._run.recipe, self._run.artifacts
+        if recipe.quantization.search == "none" or not self._run.profiles:
+            return
+        model, size, classes, roles = None, (0, 0), 0, {"model": "model", "calibrate": "calibrate"}
+        if not self._run.has_own_model:
+            model, roles = self._run.network(), {}
+            size, classes = image_size_and_classes(artifacts["data"].directory)
+        profile = self._run.profiles[0]
+        for target, precision in self._run.exports:
+            if precision == "int8" and target in QUANTIZERS:
+                stage = SearchStage(
+                    target=target,
+                    model=model,
+                    image_size=size,
+                    num_classes=classes,
+                    benchmark=recipe.benchmark,
+                    profile=profile,
+                    host=host_facts() if profile.transport.kind == "local" else {},
+                    reduce_range=self._reduce_range(target),
+                )
+                self._run.attempt(f"search/{target}", stage, roles)
+
+    def _schemes(self, target: TargetName) -> tuple[str, ...]:
+        """Returns the ways to int8 that were measured, the fastest first; none where none was."""
+        found = self._run.artifacts.get(f"search/{target}")
+        return tuple(found.manifest.metrics["schemes"]) if found else ()
+
+    def export(self) -> None:
+        """Exports every target in every precision."""
+        roles = {"calibrate": "calibrate"} | ({"model": "model"} if self._run.has_own_model else {})
+        for target, precision in self._run.exports:
+            name = f"export/{target}/{precision}"
+            if precision != "int8":
+                self._run.attempt(name, ExportStage(target=target, precision=precision), roles)
+                continue
+            floats = f"export/{target}/float32"
+            known = {"float32": floats} if floats in self._run.artifacts else {}
+            accuracy = self._run.recipe.quantization.accuracy
+            if accuracy is None or target not in QUANTIZERS:
+                self._run.attempt(name, self._int8(target), roles | known)
+            else:
+                self._walk(target, accuracy, roles | known | {"data": "data"})
+
+    def _int8(self, target: TargetName, **judged: Any) -> ExportStage:
+        return ExportStage(
+            target=target,
+            precision="int8",
+            reduce_range=self._reduce_range(target),
+            range_methods=self._run.recipe.quantization.range_methods(),
+            schemes=self._schemes(target),
+            **judged,
+        )
+
+    def _walk(self, target: TargetName, accuracy: AccuracyConfig, roles: Mapping[str, str]) -> None:
+        """Tries remedies until int8 keeps to the limit; the last step becomes the export, by what its file holds."""
+        artifacts, last = self._run.artifacts, ""
+        for remedy in accuracy.remedies:
+            weights = self._weights(remedy, last)
+            if weights is None:
+                continue
+            name = f"int8/{target}/{remedy}"
+            stage = self._int8(target, max_drop=accuracy.max_drop, remedy=remedy)
+            self._run.attempt(name, stage, {**roles, **({"previous": last} if last else {}), **weights})
+            if name not in artifacts:
+                if not last:
+                    return
+                continue
+            last = name
+            if artifacts[name].manifest.metrics["quantization"]["holds"]:
+                break
+        if last:
+            precision = artifacts[last].manifest.metrics["precision"]
+            self._run.name_again(f"export/{target}/{precision}", last)
+
+    def _weights(self, remedy: Remedy, last: str) -> dict[str, str] | None:
+        """Returns the network that a remedy is tried on, as a role; None where there is none to be had."""
+        artifacts = self._run.artifacts
+        if remedy == "mixed":
+            found = artifacts[last].manifest.metrics["quantization"]["remedy"] if last else "ranges"
+            return {"weights": f"remedy/{found}"} if f"remedy/{found}" in artifacts else {}
+        if remedy == "ranges":
+            return {}
+        name = f"remedy/{remedy}"
+        if self._run.has_own_model:
+            return None  # the weights of a model of one's own are not ours to change
+        if name not in artifacts and not self._run.was_tried(name):
+            training = FineTuneConfig() if remedy == "training" else None
+            roles = {"calibrate": "calibrate"} | ({"data": "data"} if training else {})
+            self._run.attempt(name, RemedyStage(remedy=remedy, training=training), roles)
+        return {"weights": name} if name in artifacts else None
+
+    def _reduce_range(self, target: str) -> bool:
+        """Whether a device of this run is an x86 processor whose 8-bit products saturate in 16 bits."""
+        if target != "onnxruntime":
+            return False
+        return any(_saturates(profile) for profile in self._run.profiles)
+
+
+def _saturates(profile: DeviceProfile) -> bool:
+    if profile.transport.kind == "local":
+        features: Sequence[str] = host_facts()["features"]
+    else:
+        features = profile.cpu_features or ()
+    return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
