@@ -16,7 +16,7 @@ RECIPE = """
 name: small
 data: {source: digits, size: [32, 32]}
 model: {name: mobilenet_v3_small, width: 0.35}
-train: {epochs: 1, batch_size: 64}
+train: {epochs: 1, warmup_epochs: 0, batch_size: 64}
 export: {targets: [litert], precisions: [float32, int8]}
 quantization: {calibration_images: 64, search: device}
 benchmark: {min_count: 50, min_time_s: 0.05}

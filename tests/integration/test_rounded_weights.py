@@ -72,6 +72,15 @@ def layouts(kernel: Any, *, depthwise: bool) -> list[Any]:
     return [kernel.transpose(3, 0, 1, 2), kernel.transpose(3, 2, 0, 1)]
 
 
+def is_in_blocks(kernel: Any, held: Any) -> bool:
+    """Whether the held kernel is this one, once for each of two results of a block of pixels, and zeros elsewhere."""
+    if held.ndim != kernel.ndim or len(held) != 2 * kernel.shape[-1]:
+        return False
+    rows = sorted(tuple(np.sort(row[row != 0])) for row in held)
+    wanted = sorted(tuple(np.sort(row[row != 0])) for row in np.moveaxis(kernel, -1, 0))
+    return rows == [row for row in wanted for _ in range(2)]
+
+
 def randomized_network(inputs: Any) -> Any:
     """With the statistics of the inputs, and most values above zero."""
     import keras
@@ -128,7 +137,8 @@ def test_targets_round_to_the_learned_weights(target: Any, integers: Any, tmp_pa
         )
         moved += int((wanted != nearest).sum())
         shapes = layouts(wanted, depthwise=name == "depthwise")
-        assert any(np.array_equal(each, shape) for each in held for shape in shapes), name
+        is_held = any(np.array_equal(each, shape) for each in held for shape in shapes)
+        assert is_held or (name == "stem" and any(is_in_blocks(wanted, each) for each in held)), name
     assert moved > 20
 
 

@@ -79,10 +79,14 @@ def test_only_builtin_operations_in_litert(exports: Any) -> None:
 
 @pytest.mark.parametrize("precision", PRECISION_NAMES)
 def test_no_more_left_over_operations_than_the_layout_needs(exports: Any, precision: str) -> None:
-    """The image comes as (1, height, width, 3) and both runtimes compute channels first: one transpose each."""
+    """The image comes as (1, height, width, 3) and both runtimes compute channels first: one transpose each.
+
+    The first layer of ONNX Runtime's int8 takes its image in blocks of 2x2 pixels, which are put side by side by two
+    more.
+    """
     for target in ("onnxruntime", "openvino"):
         operations = exports.metrics(target, precision)["graph"]["operations"]
-        assert operations["Transpose"] == 1
+        assert operations["Transpose"] == (3 if (target, precision) == ("onnxruntime", "int8") else 1)
         assert "BatchNormalization" not in operations
         assert "Pad" not in operations
 
