@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.model_source import Calibration
 from pipeline.quantization.quantizer import Quantizer
 from pipeline.quantization.ranges import RangeMethod
+from pipeline.quantization.sensitivity import sensitivity_of, sensitivity_summary, write_sensitivity
 from pipeline.quantization.static import Observed, compare_range_methods, lowered_and_observed
 
 
@@ -24,6 +25,7 @@ class Int8Export:
         calibration: What ranges come from; its signature's first output is what ways to int8 are compared on.
         schemes: Of the quantizer, the fastest first.
         methods: Ways to choose ranges that are compared; at least one.
+        sensitivity: Whether the sensitivity of the layers is written beside the model.
     """
 
     quantizer: Quantizer
@@ -31,6 +33,12 @@ class Int8Export:
     calibration: Calibration
     schemes: Sequence[str]
     methods: Sequence[RangeMethod]
+    sensitivity: bool = False
+
+    @property
+    def title(self) -> str:
+        """Of pictures."""
+        return f"Layers in int8, {self.float_path.suffix.lstrip('.')}"
 
     def observed(self, scheme: str, directory: Path) -> Observed:
         """Writes what a scheme makes of the float file and runs it over the calibration samples.
@@ -56,7 +64,7 @@ class Int8Export:
 
         Returns:
             The file, and for the manifest `scheme`, `range_method` and `range_ratios_db` (of each method that was
-            compared, the output's signal-to-noise ratio on calibration samples).
+            compared, the output's signal-to-noise ratio on calibration samples), with `sensitivity` also that.
 
         Raises:
             UnsupportedModelError: The runtime's tools refuse the model.
@@ -67,4 +75,9 @@ class Int8Export:
             ratios = compare_range_methods(observed, self.methods, Path(scratch)) if len(self.methods) > 1 else {}
             method = next(iter(ratios), self.methods[0])
             observed.quantize(observed.ranges(method), path)
-        return path, {"scheme": observed.scheme, "range_method": method, "range_ratios_db": dict(ratios)}
+            record: dict[str, Any] = {"scheme": observed.scheme, "range_method": method, "range_ratios_db": dict(ratios)}
+            if self.sensitivity:
+                layers = sensitivity_of(observed, method, Path(scratch))
+                write_sensitivity(layers, out_dir, title=self.title)
+                record["sensitivity"] = sensitivity_summary(layers)
+        return path, record

@@ -15,7 +15,6 @@ beside it (`AccuracyDrop.verdict`): a few hundred don't settle half a point.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Literal, get_args
 
 from pipeline.quantization.comparison import AccuracyDrop
 from pipeline.quantization.ranges import RANGE_METHODS, Range, RangeMethod
-from pipeline.quantization.sensitivity import LayerSensitivity, measure_sensitivity
+from pipeline.quantization.sensitivity import LayerSensitivity, most_sensitive_first, sensitivity_of
 from pipeline.quantization.static import Observed, compare_range_methods
 
 Remedy = Literal["ranges", "bias", "mixed", "rounding", "training"]
@@ -35,7 +34,6 @@ Judge = Callable[[Path], AccuracyDrop]
 
 Tell = Callable[[str], None]
 
-SENSITIVITY_SAMPLES = 16
 MOST_FLOAT_SHARE = 0.25
 """Of the layers that `mixed` leaves in float: with more, int8 has lost its point."""
 
@@ -150,7 +148,7 @@ def try_ranges(
 
 
 def try_mixed(
-    trial: Trial, observed: Observed, method: RangeMethod
+    trial: Trial, observed: Observed, method: RangeMethod, layers: tuple[LayerSensitivity, ...] = ()
 ) -> tuple[list[Attempt], tuple[LayerSensitivity, ...]]:
     """Leaves layer after layer in float, the most sensitive first, until that holds or a quarter of them is.
 
@@ -158,24 +156,14 @@ def try_mixed(
         trial: What attempts share.
         observed: The network in one scheme.
         method: How its ranges are chosen.
+        layers: How sensitive each is, where that is known already.
 
     Returns:
         The attempts, and how sensitive each layer is.
     """
     ranges = observed.ranges(method)
-    scratch = trial.directory / "sensitivity"
-    scratch.mkdir()
-    layers = measure_sensitivity(
-        observed.quantizer,
-        observed.path,
-        scheme=observed.scheme,
-        ranges=ranges,
-        samples=observed.samples[:SENSITIVITY_SAMPLES],
-        output=observed.output,
-        scratch=scratch,
-    )
-    shutil.rmtree(scratch)
-    ordered = sorted(layers, key=lambda layer: float("inf") if layer.alone_db is None else layer.alone_db)
+    layers = layers or sensitivity_of(observed, method, trial.directory)
+    ordered = most_sensitive_first(layers)
     attempts: list[Attempt] = []
     for count in range(1, max(1, int(MOST_FLOAT_SHARE * len(ordered))) + 1):
         left = tuple(layer.layer for layer in ordered[:count])

@@ -53,11 +53,13 @@ class QuantizationConfig(CalibrationSetConfig):
         search: `device` measures every way to int8 on the first device and takes the fastest; `none` takes the one
             that was fastest where this was made.
         accuracy: The limit that remedies are tried for; None tries none.
+        sensitivity: Whether it is measured and written how much int8 hurts each layer.
     """
 
     ranges: Literal["auto"] | RangeMethod = "auto"
     search: Literal["none", "device"] = "none"
     accuracy: AccuracyConfig | None = None
+    sensitivity: bool = False
 
     def calibration_set(self) -> CalibrationSetConfig:
         """Returns what the calibration set is drawn by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,15 @@ import numpy as np
 
 from pipeline.model_source import Sample
 from pipeline.quantization.quantizer import Quantizer, signal_to_noise
-from pipeline.quantization.ranges import Range
+from pipeline.quantization.ranges import Range, RangeMethod
+from pipeline.quantization.static import Observed
 
 SENSITIVITY_FILE = "sensitivity.json"
 SENSITIVITY_PICTURE = "sensitivity.svg"
+SENSITIVITY_SAMPLES = 16
+_MOST_NAMED = 5
+"""Layers that the manifest names; the file has all."""
+
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edgeship",  # ids of shapes are random without it
     "svg.fonttype": "path",
@@ -84,6 +90,49 @@ def measure_sensitivity(
     return tuple(found)
 
 
+def sensitivity_of(
+    observed: Observed, method: RangeMethod, scratch: Path, *, progress: Progress | None = None
+) -> tuple[LayerSensitivity, ...]:
+    """Measures the sensitivity of a lowered file whose ranges are chosen by one method, on a few of its samples.
+
+    Args:
+        observed: The model in one scheme.
+        method: How its ranges are chosen.
+        scratch: A directory for the files in between.
+        progress: Takes how many layers are done, and of how many.
+    """
+    with tempfile.TemporaryDirectory(prefix="sensitivity-", dir=scratch) as directory:
+        return measure_sensitivity(
+            observed.quantizer,
+            observed.path,
+            scheme=observed.scheme,
+            ranges=observed.ranges(method),
+            samples=observed.samples[:SENSITIVITY_SAMPLES],
+            output=observed.output,
+            scratch=Path(directory),
+            progress=progress,
+        )
+
+
+def most_sensitive_first(layers: Sequence[LayerSensitivity]) -> list[LayerSensitivity]:
+    """Returns the layers by what each alone in int8 leaves of the output; those that nothing is known of come last."""
+    return sorted(layers, key=lambda layer: float("inf") if layer.alone_db is None else layer.alone_db)
+
+
+def sensitivity_summary(layers: Sequence[LayerSensitivity]) -> dict[str, Any]:
+    """Returns for the manifest how many layers there are, and the most sensitive ones with both ratios."""
+    named = most_sensitive_first(layers)[:_MOST_NAMED]
+    return {"layers": len(layers), "most_sensitive": [asdict(layer) for layer in named]}
+
+
+def read_sensitivity(directory: Path) -> tuple[LayerSensitivity, ...]:
+    """Returns what `write_sensitivity` wrote; nothing where it did not."""
+    path = directory / SENSITIVITY_FILE
+    if not path.is_file():
+        return ()
+    return tuple(LayerSensitivity(**row) for row in json.loads(path.read_text(encoding="utf-8"))["layers"])
+
+
 def write_sensitivity(layers: Sequence[LayerSensitivity], directory: Path, *, title: str) -> None:
     """Writes `sensitivity.json` and `sensitivity.svg`, the same bytes for the same numbers."""
     rows = [asdict(layer) for layer in layers]
@@ -118,7 +167,7 @@ def draw_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, title: s
                 [value for _, value in known], [place for place, _ in known], "D", color="#D55E00", markersize=3.5,
                 label="its own output, all in int8",
             )  # fmt: skip
-        axes.set_yticks(places, [_short(layer.layer) for layer in layers])
+        axes.set_yticks(places, [short_name(layer.layer) for layer in layers])
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.set(xlabel="signal-to-noise ratio, dB (less is more sensitive)", title=title)
         axes.grid(axis="x", linewidth=0.4)
@@ -128,7 +177,7 @@ def draw_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, title: s
         figure.savefig(path, dpi=120, metadata=metadata, facecolor="white")
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Returns the telling part of a name: converters put paths in front of it."""
     words = name.split(";", maxsplit=1)[0].rstrip("/").split("/")
     told = [word for word in words if word not in {"Conv2D", "convolution", "depthwise", "MatMul", "BiasAdd", "Add"}]

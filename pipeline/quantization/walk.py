@@ -22,11 +22,21 @@ from pipeline.errors import DataError, StageError
 from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy
 from pipeline.quantization.int8 import Int8Export
 from pipeline.quantization.remedies import Attempt, Judge, Remedy, Trial, best_attempt, try_mixed, try_ranges
-from pipeline.quantization.sensitivity import LayerSensitivity, write_sensitivity
+from pipeline.quantization.sensitivity import (
+    LayerSensitivity,
+    read_sensitivity,
+    sensitivity_of,
+    sensitivity_summary,
+    write_sensitivity,
+)
+from pipeline.quantization.static import Observed
 from pipeline.samples import split_samples
 from pipeline.signature import Signature
 from pipeline.stages.base import Tell
 from pipeline.targets.base import TargetName, model_files
+
+ATTEMPTS = "attempts"
+"""Directory of a step that keeps the files of its attempts: `attempts/<number>.tflite`."""
 
 
 class ValidationJudge:
@@ -85,7 +95,7 @@ def take_step(
     out_dir: Path,
     tell: Tell,
 ) -> tuple[Path, dict[str, Any]]:
-    """Tries a remedy and writes the best file so far.
+    """Tries a remedy and writes the best file so far, and beside it the files of all attempts of this step.
 
     Args:
         export: Of the network whose weights the remedy changed, or of the one that `mixed` starts from.
@@ -94,54 +104,81 @@ def take_step(
         max_drop: The limit, 0..1.
         previous: The best file of the steps before; None for the first.
         record: What stands in the manifest of the step before; None for the first.
-        out_dir: Gets the file, and for `mixed` the sensitivity of the layers.
+        out_dir: Gets the files, and for `mixed`, or where the export asks for it, how sensitive the layers of the best
+            file's network are in int8.
         tell: Takes progress events.
 
     Returns:
-        The file, and for the manifest `attempts` of all steps, `chosen` (which of them), `holds`, and of the chosen one
-        `remedy`, `scheme`, `range_method`, `range_ratios_db` and `float_layers`.
+        The file, and for the manifest `attempts` of all steps (the `file` of each is in the step of its remedy),
+        `chosen` (which of them), `holds`, and of the chosen one `remedy`, `scheme`, `range_method`, `range_ratios_db`
+        and `float_layers`; `sensitivity` where it is known.
     """
     path = out_dir / f"model{export.float_path.suffix}"
     with tempfile.TemporaryDirectory(prefix=".attempts-", dir=out_dir) as scratch:
         trial = Trial(judge, max_drop, Path(scratch), lambda text: tell({"message": text}))
-        made, layers = _attempts(export, remedy, trial, record)
+        known = read_sensitivity(previous.parent) if previous is not None else ()
+        made, observed, layers = _attempts(export, remedy, trial, record, known)
         best = best_attempt(made)
-        attempts = [*(record["attempts"] if record else ()), *(_row(attempt) for attempt in made)]
+        before = len(record["attempts"]) if record else 0
+        rows = [_row(attempt, _kept(attempt.path, out_dir, number)) for number, attempt in enumerate(made, before)]
+        attempts = [*(record["attempts"] if record else ()), *rows]
         beaten = (
             record is not None
             and not best.holds
-            and record["attempts"][record["chosen"]]["drop"]["drop"] <= (best.drop.drop)
+            and record["attempts"][record["chosen"]]["drop"]["drop"] <= best.drop.drop
         )
         for file in model_files(previous if beaten and previous is not None else best.path):
             shutil.copyfile(file, path.with_suffix(file.suffix))
+        if beaten:
+            layers = layers or known
+        elif not layers and export.sensitivity and best.range_method is not None:
+            layers = sensitivity_of(observed[best.scheme], best.range_method, Path(scratch))
     if layers:
-        write_sensitivity(layers, out_dir, title=f"Layers in int8, {export.float_path.suffix.lstrip('.')}")
-    before = len(attempts) - len(made)
+        write_sensitivity(layers, out_dir, title=export.title)
     chosen = record["chosen"] if beaten and record is not None else before + made.index(best)
     row = attempts[chosen]
     names = ("remedy", "scheme", "range_method", "range_ratios_db", "float_layers", "holds")
-    return path, {"attempts": attempts, "chosen": chosen, "max_drop": max_drop, **{name: row[name] for name in names}}
+    found = {"attempts": attempts, "chosen": chosen, "max_drop": max_drop, **{name: row[name] for name in names}}
+    return path, found | ({"sensitivity": sensitivity_summary(layers)} if layers else {})
 
 
 def _attempts(
-    export: Int8Export, remedy: Remedy, trial: Trial, record: Mapping[str, Any] | None
-) -> tuple[list[Attempt], tuple[LayerSensitivity, ...]]:
+    export: Int8Export,
+    remedy: Remedy,
+    trial: Trial,
+    record: Mapping[str, Any] | None,
+    known: tuple[LayerSensitivity, ...],
+) -> tuple[list[Attempt], dict[str, Observed], tuple[LayerSensitivity, ...]]:
+    """Returns the attempts, what was observed by scheme, and how sensitive layers are where the remedy asks for that.
+
+    `mixed` starts from the best network so far, whose sensitivity the step before may have measured.
+    """
     if remedy == "mixed":
         if record is None:
             raise StageError("mixed follows ranges; give quantization.accuracy.remedies in their order.")
         observed = export.observed(record["scheme"], trial.directory)
-        return try_mixed(trial, observed, record["range_method"])
-    made = []
+        made, layers = try_mixed(trial, observed, record["range_method"], known)
+        return made, {observed.scheme: observed}, layers
+    made, found = [], {}
     # Only the network as it is is tried in slower ways: changing weights costs more than a scheme.
     for scheme in export.schemes if remedy == "ranges" else export.schemes[:1]:
-        observed = export.observed(scheme, trial.directory)
+        found[scheme] = observed = export.observed(scheme, trial.directory)
         made.append(try_ranges(trial, remedy, observed, export.methods))
         if made[-1].holds:
             break
-    return made, ()
+    return made, found, ()
 
 
-def _row(attempt: Attempt) -> dict[str, Any]:
+def _kept(path: Path, out_dir: Path, number: int) -> str:
+    """Copies the files of an attempt and returns the name of the model among those of the step."""
+    name = f"{ATTEMPTS}/{number}{path.suffix}"
+    (out_dir / ATTEMPTS).mkdir(exist_ok=True)
+    for file in model_files(path):
+        shutil.copyfile(file, (out_dir / name).with_suffix(file.suffix))
+    return name
+
+
+def _row(attempt: Attempt, file: str) -> dict[str, Any]:
     return {
         "remedy": attempt.remedy,
         "scheme": attempt.scheme,
@@ -151,4 +188,5 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "drop": asdict(attempt.drop),
         "holds": attempt.holds,
         "seconds": round(attempt.seconds, 3),
+        "file": file,
     }

@@ -19,6 +19,7 @@ from pipeline.model_source import Calibration, ModelSource
 from pipeline.quantization.int8 import Int8Export
 from pipeline.quantization.ranges import RANGE_METHODS, RangeMethod
 from pipeline.quantization.remedies import Remedy
+from pipeline.quantization.sensitivity import SENSITIVITY_FILE, SENSITIVITY_PICTURE
 from pipeline.quantization.walk import ValidationJudge, take_step
 from pipeline.samples import calibration_input_file
 from pipeline.signature import Signature, read_signature
@@ -57,7 +58,8 @@ class ExportStage(Stage):
 
     For int8 it may read `float32`, the same target's export in float32, which it makes for itself otherwise. With a
     limit for the drop it also reads `data`, from the second remedy on `previous` (the step before), and `weights`, a
-    network whose weights the remedy changed. Then it writes `sensitivity.json` and `.svg` where layers stay in float.
+    network whose weights the remedy changed. Then it keeps the files of what it tried in `attempts`, and writes
+    `sensitivity.json` and `.svg` where layers stay in float.
 
     Attributes:
         target: Key of `TARGETS`.
@@ -67,6 +69,7 @@ class ExportStage(Stage):
         schemes: For int8, ways of the target's quantizer, the fastest first; none takes the quantizer's first.
         max_drop: For int8, how much accuracy may fall on the validation images, 0..1; None judges nothing.
         remedy: What is tried to keep to that.
+        sensitivity: Whether int8 is accompanied by how much it hurts each layer.
     """
 
     stage: ClassVar[str] = "export"
@@ -78,6 +81,7 @@ class ExportStage(Stage):
     schemes: tuple[str, ...] = ()
     max_drop: float | None = None
     remedy: Remedy = "ranges"
+    sensitivity: bool = False
 
     def tool_names(self) -> tuple[str, ...]:
         """Those of the target; for int8 also its runtime, in which the network is observed."""
@@ -150,6 +154,7 @@ class ExportStage(Stage):
                 calibration=calibration,
                 schemes=self.schemes or tuple(quantizer.SCHEMES)[:1],
                 methods=self.range_methods or RANGE_METHODS,
+                sensitivity=self.sensitivity,
             )
             if self.max_drop is not None:
                 return self._step(export, inputs, source.signature, out_dir, tell)
@@ -158,6 +163,8 @@ class ExportStage(Stage):
                 check_interface(target.inspect(path), source.signature, runtime=target.format_name)
             except UnsupportedModelError as error:
                 tell({"message": f"{self.target} int8 is left to the converter: {error.message}"})
+                for name in (SENSITIVITY_FILE, SENSITIVITY_PICTURE):  # of the file that is not kept
+                    (out_dir / name).unlink(missing_ok=True)
             else:
                 return path, record
         return target.export(source, self.precision, calibration, out_dir), {"scheme": "converter"}
@@ -179,6 +186,11 @@ class ExportStage(Stage):
             tell=tell,
         )
         check_interface(TARGETS[self.target].inspect(path), signature, runtime=TARGETS[self.target].format_name)
+        if "weights" in inputs and self.remedy != "mixed":  # which starts from what another remedy made
+            seconds = read_manifest(inputs["weights"]).wall_time_s
+            for row in record["attempts"]:
+                if row["remedy"] == self.remedy:
+                    row["weights_seconds"] = seconds
         return path, record
 
 
