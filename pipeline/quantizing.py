@@ -1,4 +1,4 @@
-"""Runs the stages that make int8: the search for the fastest way, the exports, and the walk over the remedies."""
+"""Runs the stages that make int8: the search for the fastest way, the exports, the walk over remedies, its frontier."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pipeline.making import host_facts
 from pipeline.manifest import Artifact
 from pipeline.network import ModelConfig
 from pipeline.quantization.config import FineTuneConfig
-from pipeline.quantization.remedies import Remedy
+from pipeline.quantization.remedies import REMEDIES, Remedy
 from pipeline.quantization.section import AccuracyConfig
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage
 from pipeline.stages.export import ExportStage
+from pipeline.stages.frontier import FrontierStage
 from pipeline.stages.remedy import RemedyStage
 from pipeline.stages.search import SearchStage, image_size_and_classes
 from pipeline.targets import QUANTIZERS
@@ -86,7 +87,7 @@ class Quantizing:
                     num_classes=classes,
                     benchmark=recipe.benchmark,
                     profile=profile,
-                    host=host_facts() if profile.transport.kind == "local" else {},
+                    host=_host(profile),
                     reduce_range=self._reduce_range(target),
                 )
                 self._run.attempt(f"search/{target}", stage, roles)
@@ -119,6 +120,7 @@ class Quantizing:
             reduce_range=self._reduce_range(target),
             range_methods=self._run.recipe.quantization.range_methods(),
             schemes=self._schemes(target),
+            sensitivity=self._run.recipe.quantization.sensitivity,
             **judged,
         )
 
@@ -142,6 +144,24 @@ class Quantizing:
         if last:
             precision = artifacts[last].manifest.metrics["precision"]
             self._run.name_again(f"export/{target}/{precision}", last)
+            self._frontier(target, roles)
+
+    def _frontier(self, target: TargetName, roles: Mapping[str, str]) -> None:
+        """Measures on the first device what each attempt of a walk costs; does nothing without a device."""
+        if not self._run.profiles:
+            return
+        artifacts, floats, profile = self._run.artifacts, f"export/{target}/float32", self._run.profiles[0]
+        if floats not in artifacts:  # the recipe does not ask for it
+            floats = f"float32/{target}"
+            sources = {role: name for role, name in roles.items() if role in {"calibrate", "model"}}
+            self._run.attempt(floats, ExportStage(target=target, precision="float32"), sources)
+        if floats in artifacts:
+            stage = FrontierStage(
+                target=target, benchmark=self._run.recipe.benchmark, profile=profile, host=_host(profile)
+            )
+            steps: dict[str, str] = {remedy: f"int8/{target}/{remedy}" for remedy in REMEDIES}
+            made = {role: name for role, name in steps.items() if name in artifacts}
+            self._run.attempt(f"frontier/{target}", stage, {"float32": floats} | made)
 
     def _weights(self, remedy: Remedy, last: str) -> dict[str, str] | None:
         """Returns the network that a remedy is tried on, as a role; None where there is none to be had."""
@@ -165,6 +185,11 @@ class Quantizing:
         if target != "onnxruntime":
             return False
         return any(_saturates(profile) for profile in self._run.profiles)
+
+
+def _host(profile: DeviceProfile) -> dict[str, Any]:
+    """Returns what tells this machine from another, where it is the device."""
+    return host_facts() if profile.transport.kind == "local" else {}
 
 
 def _saturates(profile: DeviceProfile) -> bool:

@@ -8,7 +8,15 @@ from typing import Any
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
-from pipeline.quantization.report import divergence_lines, drop_lines, search_lines, speed_lines
+from pipeline.quantization.report import (
+    divergence_lines,
+    drop_lines,
+    search_lines,
+    sensitivity_lines,
+    speed_lines,
+    walk_lines,
+    walk_section,
+)
 from pipeline.runner import RunResult
 
 
@@ -28,6 +36,7 @@ def report_of(result: RunResult) -> dict[str, Any]:
         "network": _network(result),
         "artifacts": [_artifact(result, name) for name in artifacts if name.startswith("export/")],
         "searches": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("search/")],
+        "frontiers": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("frontier/")],
         "benchmarks": _benchmarks(result),
         "devices": _devices(result),
         "selected": {
@@ -228,6 +237,8 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         for name, selection in report["selected"].items()
     ]
     lines += search_lines(report)
+    lines += walk_lines(report)
+    lines += sensitivity_lines(report)
     lines += speed_lines(report)
     lines += drop_lines(report)
     lines += divergence_lines(report)
@@ -276,6 +287,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     if not report["devices"] and report["artifacts"]:
         parts += [*_markdown_table(TABLE_COLUMNS, table_rows(report, "")), ""]
     parts += [f"- {line}" for line in summary_lines(report)]
+    parts += walk_section(report)
     parts += confidence_section(report)
     if report["gates"]:
         rows = [

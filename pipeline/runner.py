@@ -3,6 +3,9 @@
     data -> train -> calibrate -> search (each target) -> export (each target x precision) -> verify (each) -> benchmark
     -> select (each device)
 
+An export to int8 that has a limit to keep to is a walk over remedies (`pipeline.quantizing`), and `frontier` (each
+target) measures what it tried.
+
 A recipe with a budget has the stage `model` before `train`, which finds the network that fits. A model of one's own has
 `model`, which imports it, in place of `train`, and its own answers in place of `calibrate`.
 A stage whose artifact is in the store does no work. The report is written by `pipeline.run_directory`.

@@ -75,7 +75,11 @@ class Int8Export:
             ratios = compare_range_methods(observed, self.methods, Path(scratch)) if len(self.methods) > 1 else {}
             method = next(iter(ratios), self.methods[0])
             observed.quantize(observed.ranges(method), path)
-            record: dict[str, Any] = {"scheme": observed.scheme, "range_method": method, "range_ratios_db": dict(ratios)}
+            record: dict[str, Any] = {
+                "scheme": observed.scheme,
+                "range_method": method,
+                "range_ratios_db": dict(ratios),
+            }
             if self.sensitivity:
                 layers = sensitivity_of(observed, method, Path(scratch))
                 write_sensitivity(layers, out_dir, title=self.title)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +157,20 @@ def _attempts(
     if remedy == "mixed":
         if record is None:
             raise StageError("mixed follows ranges; give quantization.accuracy.remedies in their order.")
+        started = time.monotonic()
         observed = export.observed(record["scheme"], trial.directory)
         made, layers = try_mixed(trial, observed, record["range_method"], known)
+        # The first file bears what all of them needed.
+        others = sum(attempt.seconds for attempt in made[1:])
+        made[0] = replace(made[0], seconds=time.monotonic() - started - others)
         return made, {observed.scheme: observed}, layers
     made, found = [], {}
     # Only the network as it is is tried in slower ways: changing weights costs more than a scheme.
     for scheme in export.schemes if remedy == "ranges" else export.schemes[:1]:
+        started = time.monotonic()
         found[scheme] = observed = export.observed(scheme, trial.directory)
-        made.append(try_ranges(trial, remedy, observed, export.methods))
+        attempt = try_ranges(trial, remedy, observed, export.methods)
+        made.append(replace(attempt, seconds=time.monotonic() - started))
         if made[-1].holds:
             break
     return made, found, ()

@@ -89,7 +89,7 @@ class FrontierStage(Stage):
     def _groups(self, floats: Path, files: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> list[list[Case]]:
         """Returns the cases that are measured side by side; the first of each group is float32."""
         size = self.benchmark.settings().max_agents - 1
-        groups = []
+        groups: list[list[Case]] = []
         for begin in range(0, len(files), size):
             named = [(f"{self.target} float32 {len(groups)}", floats)]
             for number, file in enumerate(files[begin : begin + size], begin):
