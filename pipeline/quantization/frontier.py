@@ -18,9 +18,9 @@ CLEARLY_FASTER = 1.02
 
 # Colours that people of every colour vision tell apart (Okabe and Ito 2008); shapes differ too.
 _MARKS: Mapping[Remedy, tuple[str, str]] = {
-    "ranges": ("o", "#0072B2"),
+    "ranges": ("D", "#0072B2"),
     "bias": ("s", "#E69F00"),
-    "mixed": ("D", "#D55E00"),
+    "mixed": ("o", "#D55E00"),
     "rounding": ("^", "#009E73"),
     "training": ("v", "#CC79A7"),
 }
@@ -83,6 +83,9 @@ def draw_frontier(frontier: Mapping[str, Any], path: Path) -> None:
                 [floats["placed_ms"]], [100 * floats["accuracy"]], "*", color="black", markersize=11, linestyle="none",
                 label="float32", zorder=4,
             )  # fmt: skip
+        latencies = [row["placed_ms"] for row in (floats, *measured) if row["placed_ms"] is not None]
+        room = 0.08 * (max(latencies) - min(latencies) or max(latencies))
+        axes.set_xlim(min(latencies) - room, max(latencies) + room)
         for remedy, (shape, colour) in _MARKS.items():
             _draw_attempts([row for row in measured if row["remedy"] == remedy], axes, remedy, shape, colour)
         for row in measured:
@@ -98,7 +101,6 @@ def draw_frontier(frontier: Mapping[str, Any], path: Path) -> None:
             ylabel="accuracy on the validation images, %",
             title=f"What int8 in {frontier['target']} gives and costs",
         )
-        axes.margins(0.12)
         axes.grid(linewidth=0.4)
         axes.set_axisbelow(True)
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
@@ -128,20 +130,20 @@ def _draw_attempts(rows: Sequence[Mapping[str, Any]], axes: Axes, remedy: str, s
         ),
         fmt="none", ecolor=colour, alpha=0.35, elinewidth=0.8, zorder=1,
     )  # fmt: skip
-    axes.plot(latencies, accuracies, shape, color=colour, markersize=5.5, linestyle="none", label=remedy, zorder=3)
-    for number, row in enumerate(rows):
-        # Neighbours lie close together: their labels take turns above and below.
+    mixed = remedy == "mixed"
+    axes.plot(
+        latencies, accuracies, shape, color=colour, markersize=9 if mixed else 5.5, linestyle="none",
+        markeredgecolor="white" if mixed else colour, label="mixed (layers in float)" if mixed else remedy, zorder=3,
+    )  # fmt: skip
+    middle = sum(axes.get_xlim()) / 2
+    for row, latency, accuracy in zip(rows, latencies, accuracies, strict=True):
+        if mixed:  # there are many, side by side
+            count = str(row["float_layers"]["count"])
+            axes.annotate(count, (latency, accuracy), ha="center", va="center_baseline", fontsize=5.5, color="white")
+            continue
+        # Towards the middle there is room for words.
+        offset, side = ((7, 4), "left") if latency <= middle else ((-7, 4), "right")
         axes.annotate(
-            point_label(row),
-            (row["placed_ms"], 100 * row["accuracy"]),
-            xytext=(5, 5 if number % 2 == 0 else -11),
-            textcoords="offset points",
-            fontsize=7,
-            color=colour,
-        )
-
-
-def point_label(row: Mapping[str, Any]) -> str:
-    """Returns what names a point: the number of layers in float, else the remedy and the scheme."""
-    count = row["float_layers"]["count"]
-    return f"{count} float" if count else f"{row['remedy']}, {row['scheme']}"
+            f"{row['remedy']}, {row['scheme']}", (latency, accuracy), xytext=offset, ha=side,
+            textcoords="offset points", fontsize=7, color=colour, zorder=4,
+        )  # fmt: skip

@@ -125,10 +125,10 @@ def walk_lines(report: Mapping[str, Any]) -> list[str]:
         target, attempts = artifact["target"], _attempts(report, artifact)
         chosen = attempts[record["chosen"]]
         limit = f"the limit of {100 * record['max_drop']:.2f} points"
-        verdict = f"{chosen['remedy']} keeps to {limit}" if chosen["holds"] else f"no remedy keeps to {limit}; best is"
+        verdict = f" keeps to {limit} by" if chosen["holds"] else f": no remedy keeps to {limit}; the best is"
         count = chosen["drop"]["count"]
         lines.append(
-            f"{target} int8: {verdict}{',' if chosen['holds'] else ''} {_what(chosen)}: {_gave(chosen)} "
+            f"{target} int8{verdict} {_what(chosen)}: {_gave(chosen)} "
             f"(95 % interval {_interval(chosen)}) on {count:,} validation images{_cost(chosen)}."
         )
         tried = [_told(list(group)) for _, group in groupby(attempts, key=lambda row: (row["remedy"], row["scheme"]))]
@@ -201,12 +201,12 @@ def _frontier_of(report: Mapping[str, Any], target: str) -> Mapping[str, Any] | 
 
 
 def _what(row: Mapping[str, Any]) -> str:
-    words = [row["remedy"], row["scheme"]]
+    words = [row["scheme"]]
     if row["range_method"]:
         words.append(f"ranges by {row['range_method']}")
     if row["float_layers"]:
         words.append(f"{_layers(row['float_layers'])} in float")
-    return ", ".join(words)
+    return f"{row['remedy']} ({', '.join(words)})"
 
 
 def _told(rows: Sequence[Mapping[str, Any]]) -> str:

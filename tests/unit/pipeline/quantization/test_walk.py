@@ -52,8 +52,8 @@ def classes(path: Path) -> Any:
 class Walker:
     """Takes steps as the export stage does, each in a directory of its own."""
 
-    def __init__(self, directory: Path, *, max_drop: float) -> None:
-        self.directory, self.max_drop = directory, max_drop
+    def __init__(self, directory: Path, *, max_drop: float, sensitivity: bool = False) -> None:
+        self.directory, self.max_drop, self.sensitivity = directory, max_drop, sensitivity
         self.floats = network(directory / "float.npz")
         self.labels = classes(self.floats)
         self.previous: Path | None = None
@@ -66,7 +66,14 @@ class Walker:
     def step(self, remedy: Remedy, *, weights: Path | None = None) -> dict[str, Any]:
         out_dir = self.directory / remedy
         out_dir.mkdir()
-        export = Int8Export(QUANTIZER, weights or self.floats, CALIBRATION, ("plain", "converter"), ("min_max", "mse"))
+        export = Int8Export(
+            QUANTIZER,
+            weights or self.floats,
+            CALIBRATION,
+            ("plain", "converter"),
+            ("min_max", "mse"),
+            sensitivity=self.sensitivity,
+        )
         path, record = take_step(
             export,
             remedy,
@@ -135,3 +142,66 @@ def test_a_remedy_that_helps_without_holding_is_kept(tmp_path: Path) -> None:
 def test_mixed_can_not_be_first(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="mixed follows ranges"):
         Walker(tmp_path, max_drop=0.1).step("mixed")
+
+
+def test_the_files_of_all_attempts_are_kept_in_the_step_of_their_remedy(tmp_path: Path) -> None:
+    walker = Walker(tmp_path, max_drop=0.15)
+    walker.step("ranges")
+    record = walker.step("mixed")
+    assert [attempt["file"] for attempt in record["attempts"]] == [f"attempts/{number}.npz" for number in range(3)]
+    for attempt in record["attempts"]:
+        drop = walker.judge(tmp_path / attempt["remedy"] / attempt["file"])
+        assert drop.drop == attempt["drop"]["drop"]
+    kept = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/attempts/*"))
+    assert kept == ["mixed/attempts/2.npz", "ranges/attempts/0.npz", "ranges/attempts/1.npz"]
+    assert walker.previous is not None
+    assert walker.previous.read_bytes() == (tmp_path / "mixed/attempts/2.npz").read_bytes()
+
+
+def sensitivity_of_step(directory: Path) -> Any:
+    return json.loads((directory / "sensitivity.json").read_text())["layers"]
+
+
+def test_sensitivity_is_that_of_the_network_whose_file_is_kept(tmp_path: Path) -> None:
+    walker = Walker(tmp_path, max_drop=-1.0, sensitivity=True)
+    bad, good = walker.floats, network(tmp_path / "good.npz", bad=False)
+    first = walker.step("ranges")
+    assert first["sensitivity"]["layers"] == 4
+    assert first["sensitivity"]["most_sensitive"][0]["layer"] == "second"
+    helped = walker.step("bias", weights=good)
+    assert helped["remedy"] == "bias"
+    assert sensitivity_of_step(tmp_path / "bias") != sensitivity_of_step(tmp_path / "ranges")
+    beaten = walker.step("rounding", weights=bad)
+    assert (beaten["remedy"], beaten["sensitivity"]) == ("bias", helped["sensitivity"])
+    assert sensitivity_of_step(tmp_path / "rounding") == sensitivity_of_step(tmp_path / "bias")
+
+
+def test_mixed_takes_the_sensitivity_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walker = Walker(tmp_path, max_drop=0.15, sensitivity=True)
+    walker.step("ranges")
+    monkeypatch.setattr("pipeline.quantization.remedies.sensitivity_of", None)  # would fail
+    record = walker.step("mixed")
+    assert record["float_layers"] == ["second"]
+    assert sensitivity_of_step(tmp_path / "mixed") == sensitivity_of_step(tmp_path / "ranges")
+
+
+def test_without_being_asked_for_only_mixed_measures_sensitivity(tmp_path: Path) -> None:
+    walker = Walker(tmp_path, max_drop=0.15)
+    assert "sensitivity" not in walker.step("ranges")
+    assert not (tmp_path / "ranges" / "sensitivity.json").exists()
+    assert walker.step("mixed")["sensitivity"]["most_sensitive"][0]["layer"] == "second"
+
+
+def test_an_export_without_a_limit_writes_sensitivity_where_asked_for(tmp_path: Path) -> None:
+    floats = network(tmp_path / "float.npz")
+    for name, asked in (("with", True), ("without", False)):
+        (tmp_path / name).mkdir()
+        export = Int8Export(QUANTIZER, floats, CALIBRATION, ("plain",), ("min_max",), sensitivity=asked)
+        _, record = export.make(tmp_path / name)
+        assert ("sensitivity" in record) == asked
+        assert {file.name for file in (tmp_path / name).iterdir()} == {"model.npz"} | (
+            {"sensitivity.json", "sensitivity.svg"} if asked else set()
+        )
+    layers = sensitivity_of_step(tmp_path / "with")
+    assert min(layers, key=lambda layer: layer["alone_db"])["layer"] == "second"
+    assert all(layer["output_db"] is not None for layer in layers)
