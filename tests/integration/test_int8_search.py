@@ -56,7 +56,8 @@ def test_the_fastest_way_is_exported_and_the_search_is_paid_once(place: Workplac
 
 def test_remedies_are_tried_until_one_holds_and_each_is_kept(place: Workplace) -> None:
     report = run(place, "--until", "verify", "--set", "quantization.accuracy={max_drop: 0.0}",
-                 "--set", "quantization.accuracy.remedies=[ranges, bias, mixed]")  # fmt: skip
+                 "--set", "quantization.accuracy.remedies=[ranges, bias, mixed]",
+                 "--set", "quantization.sensitivity=true")  # fmt: skip
     steps = [stage["name"] for stage in report["stages"] if stage["name"].startswith(("int8/", "remedy/"))]
     assert steps[0] == "int8/litert/ranges"
     exported = next(row for row in report["artifacts"] if row["precision"] != "float32")
@@ -70,3 +71,31 @@ def test_remedies_are_tried_until_one_holds_and_each_is_kept(place: Workplace) -
     if not record["holds"]:
         assert steps[-1] == "int8/litert/mixed"
     assert Path(exported["path"]).is_file()
+    directory = Path(exported["path"]).parent
+    layers = json.loads((directory / "sensitivity.json").read_text())["layers"]
+    assert all(layer["alone_db"] is not None and layer["output_db"] is not None for layer in layers)
+    assert record["sensitivity"]["most_sensitive"][0]["alone_db"] == min(layer["alone_db"] for layer in layers)
+    assert (directory / "sensitivity.svg").is_file()
+
+
+def test_what_the_attempts_cost_is_measured_beside_float32(place: Workplace) -> None:
+    report = run(place, "--until", "verify", "--set", "quantization.accuracy={max_drop: 0.0}",
+                 "--set", "quantization.accuracy.remedies=[ranges, bias, mixed]",
+                 "--set", "quantization.sensitivity=true")  # fmt: skip
+    (frontier,) = report["frontiers"]
+    record = next(row for row in report["artifacts"] if row["precision"] != "float32")["quantization"]
+    assert (frontier["target"], frontier["mode"], len(frontier["attempts"])) == (
+        "litert", "measured", len(record["attempts"]),
+    )  # fmt: skip
+    for row, attempt in zip(frontier["attempts"], record["attempts"], strict=True):
+        assert row["error"] is None
+        assert row["latency_ms"]["p50"] > 0
+        assert row["float32_ratio"] > 0
+        assert (row["remedy"], row["drop"]) == (attempt["remedy"], attempt["drop"]["drop"])
+        assert row["float_layers"]["count"] == len(attempt["float_layers"])
+    assert [row["chosen"] for row in frontier["attempts"]].index(True) == record["chosen"]
+    assert any(row["on_frontier"] for row in (frontier["float32"], *frontier["attempts"]))
+    pages = place.directory / "runs" / "small"
+    assert "artifacts/frontier-litert/frontier.svg" in (pages / "report.md").read_text()
+    assert (pages / "artifacts" / "frontier-litert" / "frontier.svg").is_file()
+    assert (pages / "artifacts" / "frontier-litert" / "frontier.json").is_file()

@@ -55,8 +55,8 @@ WALK = [
 def test_which_remedy_held_what_each_gave_and_what_it_cost() -> None:
     held, tried = walk_lines(report(WALK, [0.5, 0.5, 0.52, 0.55, 0.6]))
     assert held == (
-        "litert int8 keeps to the limit of 0.50 points by mixed (delegated, ranges by mse, 3 layers in float): a drop of "
-        "0.40 points (95 % interval 0.02 to 1.02) on 1,000 validation images, 0.60 of float32's latency."
+        "litert int8 keeps to the limit of 0.50 points by mixed (delegated, ranges by mse, 3 layers in float): a drop "
+        "of 0.40 points (95 % interval 0.02 to 1.02) on 1,000 validation images, 0.60 of float32's latency."
     )
     assert tried == (
         "litert int8, tried in this order: ranges (delegated): a drop of 4.00 points, 12.3 dB, 0.50 of float32's "
