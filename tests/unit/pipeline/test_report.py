@@ -139,6 +139,31 @@ def test_the_object_holds_what_the_contract_says() -> None:
     assert failed_gates(report) == []
 
 
+def test_what_a_walk_tried_and_what_it_costs_are_in_the_object_and_on_the_page() -> None:
+    result = whole()
+    correct = np.arange(100) < 90
+    drop = asdict(compare_accuracy(correct, correct & (np.arange(100) > 2)))
+    attempt = {
+        "remedy": "ranges", "scheme": "plain", "range_method": "mse", "range_ratios_db": {}, "float_layers": [],
+        "drop": drop, "holds": True, "seconds": 2.0, "file": "attempts/0.fake",
+    }  # fmt: skip
+    record = {"attempts": [attempt], "chosen": 0, "max_drop": 0.05, "holds": True}
+    cost = {"chosen": True, "latency_ms": {"p50": 1.5}, "float32_ratio": 0.75, "placed_ms": 1.5, "on_frontier": True}
+    floats = {"placed_ms": 2.0, "float32_ratio": 1.0, "remedy": "float32", "error": None}
+    frontier = {"target": "fake", "float32": floats, "attempts": [{**attempt, **cost, "error": None}]}
+    result.artifacts["export/fake/int8"] = artifact("export/fake/int8", exported("int8") | {"quantization": record})
+    result.artifacts["frontier/fake"] = artifact("frontier/fake", frontier)
+    report = json.loads(json.dumps(report_of(result)))
+    assert [found["target"] for found in report["frontiers"]] == ["fake"]
+    page = markdown(report)
+    assert (
+        "- fake int8 keeps to the limit of 5.00 points by ranges (plain, ranges by mse): a drop of 3.00 points" in page
+    )
+    assert "0.75 of float32's latency" in page
+    assert "## int8, remedy by remedy" in page
+    assert "(artifacts/frontier-fake/frontier.svg)" in page
+
+
 def test_gates_stand_once() -> None:
     rows = report_of(whole())["gates"]
     names = [(row["name"], row["artifact"], row["device"]) for row in rows]
