@@ -23,7 +23,7 @@ from typing import Literal, get_args
 
 from pipeline.quantization.comparison import AccuracyDrop
 from pipeline.quantization.ranges import RANGE_METHODS, Range, RangeMethod
-from pipeline.quantization.sensitivity import LayerSensitivity, most_sensitive_first, sensitivity_of
+from pipeline.quantization.sensitivity import LayerSensitivity, most_sensitive_first, sensitivity_of, short_name
 from pipeline.quantization.static import Observed, compare_range_methods
 
 Remedy = Literal["ranges", "bias", "mixed", "rounding", "training"]
@@ -70,8 +70,8 @@ class Attempt:
         if self.range_method is not None:
             words.append(f"ranges by {self.range_method}")
         if self.float_layers:
-            count = len(self.float_layers)
-            words.append(f"{count} layer{'s' if count > 1 else ''} in float, the last is {self.float_layers[-1]}")
+            count, last = len(self.float_layers), short_name(self.float_layers[-1])
+            words.append(f"{count} layer{'s' if count > 1 else ''} in float, the last is {last}")
         return ", ".join(words)
 
 

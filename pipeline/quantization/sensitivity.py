@@ -19,6 +19,8 @@ from pipeline.quantization.static import Observed
 SENSITIVITY_FILE = "sensitivity.json"
 SENSITIVITY_PICTURE = "sensitivity.svg"
 SENSITIVITY_SAMPLES = 16
+_LINEAR = {"Conv", "Conv2D", "convolution", "depthwise", "DepthwiseConv2D", "Gemm", "MatMul"}
+_BESIDE = {"BiasAdd", "Add", "WithoutBiases"}
 _MOST_NAMED = 5
 """Layers that the manifest names; the file has all."""
 
@@ -178,8 +180,12 @@ def draw_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, title: s
 
 
 def short_name(name: str) -> str:
-    """Returns the telling part of a name: converters put paths in front of it."""
-    words = name.split(";", maxsplit=1)[0].rstrip("/").split("/")
-    told = [word for word in words if word not in {"Conv2D", "convolution", "depthwise", "MatMul", "BiasAdd", "Add"}]
+    """Returns the telling part of a name: converters put paths in front of it, and names of operations behind.
+
+    LiteRT names an operation after all that was fused into it; of these the convolution or product tells most.
+    """
+    parts = [part.rstrip("/").split("/") for part in name.split(";")]
+    linear = next((words for words in parts if not _LINEAR.isdisjoint(words)), parts[0])
+    told = [word for word in linear if word not in _LINEAR and word not in _BESIDE]
     text = told[-1] if told else name
     return text if len(text) <= 40 else f"…{text[-39:]}"

@@ -11,7 +11,13 @@ import pytest
 from pipeline.model_source import Sample
 from pipeline.quantization.quantizer import Quantizer, SignalToNoise
 from pipeline.quantization.ranges import estimate, observe
-from pipeline.quantization.sensitivity import LayerSensitivity, measure_sensitivity, write_sensitivity
+from pipeline.quantization.sensitivity import (
+    LayerSensitivity,
+    measure_sensitivity,
+    read_sensitivity,
+    short_name,
+    write_sensitivity,
+)
 from tests.unit.pipeline.quantization import fake_quantizer
 
 QUANTIZER: Quantizer = fake_quantizer
@@ -80,6 +86,24 @@ def test_the_files_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     listed = json.loads((tmp_path / "one" / "sensitivity.json").read_text())
     assert listed["layers"][0] == {"layer": "a/Conv2D;b", "alone_db": 30.0, "output_db": None}
+    assert read_sensitivity(tmp_path / "one") == tuple(layers)
+    assert read_sensitivity(tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("first", "first"),
+        ("network/stem/Conv2D/WithoutBiases", "stem"),
+        ("network/stem_bn/batchnorm/add_1;network/stem/convolution;network/stem_bn/batchnorm/sub", "stem"),
+        ("network/dense/MatMul;network/dense/BiasAdd", "dense"),
+        ("/block/expand/Conv", "expand"),
+        ("Conv", "Conv"),
+        ("c" * 60, "…" + "c" * 39),
+    ],
+)
+def test_layers_have_names_that_people_can_read(name: str, short: str) -> None:
+    assert short_name(name) == short
 
 
 def test_the_ratio_in_decibels() -> None:
