@@ -148,9 +148,10 @@ def walk_section(report: Mapping[str, Any]) -> list[str]:
         record, target = artifact.get("quantization") or {}, artifact["target"]
         if "attempts" in record:
             parts += ["", f"### {target}", "", _row(_WALK_COLUMNS), f"|{'---|' * len(_WALK_COLUMNS)}"]
-            rows = _attempts(report, artifact)
+            rows, frontier = _attempts(report, artifact), _frontier_of(report, target)
+            if frontier is not None and frontier["float32"]["latency_ms"]:
+                parts.append(_row(_float_cells(frontier["float32"])))
             parts += [_row(_cells(row, chosen=number == record["chosen"])) for number, row in enumerate(rows)]
-            frontier = _frontier_of(report, target)
             if frontier is not None and any(row["placed_ms"] for row in frontier["attempts"]):
                 path = f"artifacts/frontier-{target}/{FRONTIER_PICTURE}"
                 parts += ["", f"![Accuracy against latency of each attempt in {target}]({path})"]
@@ -264,6 +265,11 @@ def _cells(row: Mapping[str, Any], *, chosen: bool) -> tuple[str, ...]:
         _seconds([row]),
         ", ".join(name for name, is_so in marks if is_so),
     )
+
+
+def _float_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    known = ("0.00", "-", "-", f"{row['latency_ms']['p50']:.3f}", "1.00", "-", "frontier" if row["on_frontier"] else "")
+    return ("float32", *("-" * 4), *known)
 
 
 def _layers(names: Sequence[str]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from devices.profile import load_profile
+from devices.measurement import BenchmarkResult, Case, CaseResult, benchmark
+from devices.profile import DeviceProfile, load_profile
 from pipeline.manifest import MANIFEST, Manifest
 from pipeline.quantization.comparison import compare_accuracy
 from pipeline.stages.benchmark import BenchmarkConfig
@@ -97,18 +99,33 @@ def test_every_attempt_is_measured_beside_float32(tmp_path: Path) -> None:
     assert (out_dir / "frontier.svg").is_file()
 
 
-def test_more_attempts_than_a_device_takes_are_compared_with_the_float32_beside_them(tmp_path: Path) -> None:
+def test_more_attempts_than_a_device_takes_are_compared_with_the_float32_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slower_and_slower(profile: DeviceProfile, cases: Sequence[Case], *rest: Any, **more: Any) -> BenchmarkResult:
+        """The device slows down to a third after the first 16 cases."""
+        result = benchmark(profile, cases, *rest, **more)
+        slow = [scaled(case, 3.0) for case in result.cases[16:]]
+        return result.model_copy(update={"cases": (*result.cases[:16], *slow)})
+
+    monkeypatch.setattr("pipeline.stages.frontier.benchmark", slower_and_slower)
     attempts = [attempt("ranges", 0, 9)]
     attempts += [attempt("mixed", number, 8, layers=("a",) * number) for number in range(1, 20)]
     inputs, out_dir, loaded = walk(tmp_path, attempts, chosen=0), tmp_path / "out", list[str]()
     out_dir.mkdir()
     found = stage().run(inputs, out_dir, lambda event: loaded.append(event.get("case", "")))
     assert [name for name in loaded if "float32" in name] == ["fake float32 0", "fake float32 1"]
-    assert len(found["attempts"]) == 20
-    assert all(row["latency_ms"] and row["error"] is None for row in found["attempts"])
-    median = found["float32"]["latency_ms"]["p50"]
-    for row in found["attempts"]:
-        assert row["placed_ms"] == pytest.approx(row["float32_ratio"] * median)
+    assert [row["error"] for row in found["attempts"]] == [None] * 20
+    for row in found["attempts"][:15]:
+        assert row["placed_ms"] == pytest.approx(row["latency_ms"]["p50"])
+    for row in found["attempts"][15:]:
+        assert row["placed_ms"] == pytest.approx(row["latency_ms"]["p50"] / 3)
+
+
+def scaled(case: CaseResult, factor: float) -> CaseResult:
+    assert case.latency_ms is not None
+    slow = case.latency_ms.model_copy(update={"p50": factor * case.latency_ms.p50})
+    return case.model_copy(update={"latency_ms": slow})
 
 
 def test_a_file_that_fails_loses_only_its_own_numbers(tmp_path: Path) -> None:

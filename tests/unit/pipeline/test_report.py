@@ -149,7 +149,7 @@ def test_what_a_walk_tried_and_what_it_costs_are_in_the_object_and_on_the_page()
     }  # fmt: skip
     record = {"attempts": [attempt], "chosen": 0, "max_drop": 0.05, "holds": True}
     cost = {"chosen": True, "latency_ms": {"p50": 1.5}, "float32_ratio": 0.75, "placed_ms": 1.5, "on_frontier": True}
-    floats = {"placed_ms": 2.0, "float32_ratio": 1.0, "remedy": "float32", "error": None}
+    floats = {"latency_ms": None, "placed_ms": None, "float32_ratio": None, "remedy": "float32", "error": "gone."}
     frontier = {"target": "fake", "float32": floats, "attempts": [{**attempt, **cost, "error": None}]}
     result.artifacts["export/fake/int8"] = artifact("export/fake/int8", exported("int8") | {"quantization": record})
     result.artifacts["frontier/fake"] = artifact("frontier/fake", frontier)
@@ -160,6 +160,7 @@ def test_what_a_walk_tried_and_what_it_costs_are_in_the_object_and_on_the_page()
         "- fake int8 keeps to the limit of 5.00 points by ranges (plain, ranges by mse): a drop of 3.00 points" in page
     )
     assert "0.75 of float32's latency" in page
+    assert "- fake float32 could not be measured: gone." in page
     assert "## int8, remedy by remedy" in page
     assert "(artifacts/frontier-fake/frontier.svg)" in page
 

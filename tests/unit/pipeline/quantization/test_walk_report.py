@@ -38,7 +38,10 @@ def report(attempts: list[dict[str, Any]], ratios: list[float] | None = None) ->
              "error": None}
             for number, (row, ratio) in enumerate(zip(attempts, ratios, strict=True))
         ]  # fmt: skip
-        floats = {"remedy": "float32", "placed_ms": 2.0, "float32_ratio": 1.0, "error": None}
+        floats = {
+            "remedy": "float32", "latency_ms": {"p50": 2.0}, "placed_ms": 2.0, "float32_ratio": 1.0, "error": None,
+            "on_frontier": True,
+        }  # fmt: skip
         found["frontiers"] = [{"target": "litert", "float32": floats, "attempts": costs}]
     return found
 
@@ -103,10 +106,11 @@ def test_what_could_not_be_measured_is_told() -> None:
 def test_the_page_has_a_row_for_each_attempt_and_the_picture() -> None:
     lines = walk_section(report(WALK, [0.5, 0.5, 0.52, 0.55, 0.6]))
     rows = [line for line in lines if line.startswith("| ")]
-    assert len(rows) == 1 + len(WALK)
-    assert rows[1] == ("| ranges | delegated | mse | 0 | - | +4.00 | 2.95 to 5.40 | 12.3 | 1.000 | 0.50 | 10 |  |")
-    assert rows[2].endswith("| 10 + 61 |  |")
-    assert rows[5] == (
+    assert len(rows) == 2 + len(WALK)
+    assert rows[1] == "| float32 | - | - | - | - | 0.00 | - | - | 2.000 | 1.00 | - | frontier |"
+    assert rows[2] == ("| ranges | delegated | mse | 0 | - | +4.00 | 2.95 to 5.40 | 12.3 | 1.000 | 0.50 | 10 |  |")
+    assert rows[3].endswith("| 10 + 61 |  |")
+    assert rows[6] == (
         "| mixed | delegated | mse | 3 | block_2 | +0.40 | 0.02 to 1.02 | - | 1.200 | 0.60 | 10 | chosen, holds |"
     )
     assert "![Accuracy against latency of each attempt in litert](artifacts/frontier-litert/frontier.svg)" in lines
