@@ -18,6 +18,7 @@ from pipeline.stages.export import ExportStage
 from pipeline.stages.frontier import FrontierStage
 from pipeline.stages.remedy import RemedyStage
 from pipeline.stages.search import SearchStage, image_size_and_classes
+from pipeline.stages.spread import SpreadStage
 from pipeline.targets import QUANTIZERS
 from pipeline.targets.base import Precision, TargetName
 
@@ -112,6 +113,36 @@ class Quantizing:
                 self._run.attempt(name, self._int8(target), roles | known)
             else:
                 self._walk(target, accuracy, roles | known | {"data": "data"})
+        self._spread(roles)
+
+    def _spread(self, roles: Mapping[str, str]) -> None:
+        """Draws the calibration set anew for each int8 export, where the recipe asks for it."""
+        settings, artifacts = self._run.recipe.quantization, self._run.artifacts
+        for target in dict.fromkeys(target for target, _ in self._run.exports):
+            name = next((each for each in (f"export/{target}/int8", f"export/{target}/mixed") if each in artifacts), "")
+            record = artifacts[name].manifest.metrics.get("quantization") if name else None
+            # What was left to the converter has ranges that are none of ours.
+            if settings.draws is None or not record or not record.get("range_method"):
+                continue
+            stage = SpreadStage(
+                target=target,
+                draws=settings.draws,
+                calibration_images=settings.calibration_images,
+                seed=settings.seed,
+                range_methods=settings.range_methods(),
+                reduce_range=self._reduce_range(target),
+                host=host_facts(),
+            )
+            floats = f"export/{target}/float32"
+            known = {"float32": floats} if floats in artifacts else {}
+            known |= self._weights_of(artifacts.get(f"int8/{target}/{record.get('remedy')}"))
+            self._run.attempt(f"spread/{target}", stage, {**roles, **known, "data": "data", "int8": name})
+
+    def _weights_of(self, step: Artifact | None) -> dict[str, str]:
+        """Returns the network that a step of a walk quantized, as a role; nothing where it is the trained one."""
+        key = step.manifest.inputs.get("weights") if step else None
+        names = [name for name, artifact in self._run.artifacts.items() if artifact.manifest.key == key]
+        return {"weights": names[0]} if names else {}
 
     def _int8(self, target: TargetName, **judged: Any) -> ExportStage:
         return ExportStage(

@@ -17,6 +17,7 @@ from pipeline.quantization.report import (
     walk_lines,
     walk_section,
 )
+from pipeline.quantization.spread import spread_lines
 from pipeline.runner import RunResult
 
 
@@ -37,6 +38,7 @@ def report_of(result: RunResult) -> dict[str, Any]:
         "artifacts": [_artifact(result, name) for name in artifacts if name.startswith("export/")],
         "searches": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("search/")],
         "frontiers": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("frontier/")],
+        "spreads": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("spread/")],
         "benchmarks": _benchmarks(result),
         "devices": _devices(result),
         "selected": {
@@ -241,6 +243,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     lines += sensitivity_lines(report)
     lines += speed_lines(report)
     lines += drop_lines(report)
+    lines += spread_lines(report)
     lines += divergence_lines(report)
     lines += [line for row in report["artifacts"] for line in worse_calibration_lines(row)]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}

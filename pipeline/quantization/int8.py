@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,12 @@ class Int8Export:
             directory=directory,
         )
 
-    def make(self, out_dir: Path) -> tuple[Path, dict[str, Any]]:
+    def make(self, out_dir: Path, *, float_layers: Collection[str] = ()) -> tuple[Path, dict[str, Any]]:
         """Writes the model by the first scheme, with the ranges that leave its output closest to float.
+
+        Args:
+            out_dir: Gets the file.
+            float_layers: Operations of the lowered file that stay in float.
 
         Returns:
             The file, and for the manifest `scheme`, `range_method` and `range_ratios_db` (of each method that was
@@ -74,7 +78,7 @@ class Int8Export:
             observed = self.observed(self.schemes[0], Path(scratch))
             ratios = compare_range_methods(observed, self.methods, Path(scratch)) if len(self.methods) > 1 else {}
             method = next(iter(ratios), self.methods[0])
-            observed.quantize(observed.ranges(method), path)
+            observed.quantize(observed.ranges(method), path, float_layers=float_layers)
             record: dict[str, Any] = {
                 "scheme": observed.scheme,
                 "range_method": method,

@@ -54,12 +54,14 @@ class QuantizationConfig(CalibrationSetConfig):
             that was fastest where this was made.
         accuracy: The limit that remedies are tried for; None tries none.
         sensitivity: Whether it is measured and written how much int8 hurts each layer.
+        draws: How many times the calibration set is drawn to report how far int8 spreads; None draws it once.
     """
 
     ranges: Literal["auto"] | RangeMethod = "auto"
     search: Literal["none", "device"] = "none"
     accuracy: AccuracyConfig | None = None
     sensitivity: bool = False
+    draws: int | None = Field(default=None, ge=2, le=20)
 
     def calibration_set(self) -> CalibrationSetConfig:
         """Returns what the calibration set is drawn by."""
