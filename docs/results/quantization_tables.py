@@ -96,20 +96,26 @@ def _goal(rows: Sequence[Row], limit: float) -> list[str]:
         "",
     ]
     for row in broken:
-        beyond = {"broken": "and that is more than chance", "unclear": "which these images don't tell from chance"}
         lines.append(
             f"- {' '.join(_names(row))}: a drop of {_points(row['drop'])} ({_range(row['drop_interval'])}), "
-            f"{beyond[row['drop_verdict']]}. On the validation images, by which remedies are chosen, it was "
+            f"{_certainty(row['drop_interval'], limit)}. On the validation images, by which remedies are chosen, it was "
             f"{_points(row['validation']['drop'])}."
         )
     for row in worse:
-        low, high = row["ece_change_interval"]
-        words = "and that is more than chance" if low > limit else "which these images don't tell from chance"
         lines.append(
             f"- {' '.join(_names(row))}: the calibration error grows by {_points(row['ece_change'])} "
-            f"({_range((low, high))}), {words}."
+            f"({_range(row['ece_change_interval'])}), {_certainty(row['ece_change_interval'], limit)}."
         )
     return lines if broken or worse else lines[:-1]
+
+
+def _certainty(interval: Sequence[float], limit: float) -> str:
+    """Returns what the images can tell of a value that is beyond the limit as a number."""
+    low, _ = interval
+    if low > limit:
+        return "beyond the limit by more than chance"
+    words = "worse by more than chance" if low > 0 else "not told from chance"
+    return f"{words}; whether it is beyond the limit these images don't tell"
 
 
 def _power(rows: Sequence[Row], limit: float) -> list[str]:
