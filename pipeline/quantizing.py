@@ -133,14 +133,17 @@ class Quantizing:
                 reduce_range=self._reduce_range(target),
                 host=host_facts(),
             )
+            # The step that made the file, not the export: what is folded into it later would differ from a fresh draw.
+            steps = (f"int8/{target}/{record.get('remedy', '')}", f"int8/{target}", name)
+            made = next(step for step in steps if step in artifacts)
             floats = f"export/{target}/float32"
             known = {"float32": floats} if floats in artifacts else {}
-            known |= self._weights_of(artifacts.get(f"int8/{target}/{record.get('remedy')}"))
-            self._run.attempt(f"spread/{target}", stage, {**roles, **known, "data": "data", "int8": name})
+            known |= self._weights_of(artifacts[made])
+            self._run.attempt(f"spread/{target}", stage, {**roles, **known, "data": "data", "int8": made})
 
-    def _weights_of(self, step: Artifact | None) -> dict[str, str]:
+    def _weights_of(self, step: Artifact) -> dict[str, str]:
         """Returns the network that a step of a walk quantized, as a role; nothing where it is the trained one."""
-        key = step.manifest.inputs.get("weights") if step else None
+        key = step.manifest.inputs.get("weights")
         names = [name for name, artifact in self._run.artifacts.items() if artifact.manifest.key == key]
         return {"weights": names[0]} if names else {}
 

@@ -98,8 +98,8 @@ def _goal(rows: Sequence[Row], limit: float) -> list[str]:
     for row in broken:
         lines.append(
             f"- {' '.join(_names(row))}: a drop of {_points(row['drop'])} ({_range(row['drop_interval'])}), "
-            f"{_certainty(row['drop_interval'], limit)}. On the validation images, by which remedies are chosen, it was "
-            f"{_points(row['validation']['drop'])}."
+            f"{_certainty(row['drop_interval'], limit)}. On the validation images, by which remedies are chosen, it "
+            f"was {_points(row['validation']['drop'])}."
         )
     for row in worse:
         lines.append(

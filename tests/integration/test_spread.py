@@ -12,7 +12,7 @@ data: {source: digits, size: [32, 32]}
 model: {name: mobilenet_v2, width: 0.35}
 train: {epochs: 1, batch_size: 64, warmup_epochs: 0}
 export: {targets: [litert, onnxruntime, openvino], precisions: [float32, int8]}
-quantization: {calibration_images: 64, draws: 2}
+quantization: {calibration_images: 64, draws: 2, ranges: mse}
 gates: {int8: {min_snr_db: null, min_top1_agreement: null, max_accuracy_drop: null}}
 devices: [local]
 """

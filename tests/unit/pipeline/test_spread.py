@@ -262,7 +262,7 @@ def artifacts_of(precision: str, record: dict[str, Any], *, weights: str | None 
     step = manifest("export", {"quantization": record}, key="step", inputs=inputs)
     named = {
         "export/litert/float32": manifest("export", {}, key="floats"),
-        f"int8/litert/{record.get('remedy')}": step,
+        **({f"int8/litert/{record['remedy']}": step} if "remedy" in record else {}),
         f"export/litert/{precision}": step,
         "remedy/bias": manifest("remedy", {}, key="bias-key"),
     }
@@ -286,13 +286,13 @@ ASKED = [
         "layers in float",
         5,
         artifacts_of("mixed", {"range_method": "mse", "remedy": "mixed", "float_layers": ["a"]}),
-        FLOATS | {"int8": "export/litert/mixed"},
+        FLOATS | {"int8": "int8/litert/mixed"},
     ),
     Asked(
         "changed weights",
         5,
         artifacts_of("int8", {"range_method": "mse", "remedy": "bias"}, weights="bias-key"),
-        FLOATS | {"int8": "export/litert/int8", "weights": "remedy/bias"},
+        FLOATS | {"int8": "int8/litert/bias", "weights": "remedy/bias"},
     ),
 ]
 
