@@ -59,6 +59,7 @@ from pipeline.signature import read_signature
 from pipeline.stages.base import Stage
 from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.stages.export import ExportConfig
+from pipeline.stages.frontier import FrontierStage
 from pipeline.stages.verify import VerifyStage
 from pipeline.targets import QUANTIZERS, TARGETS
 from pipeline.targets.base import Precision, TargetName, model_files
@@ -184,7 +185,9 @@ class Run:
         self.artifacts[name] = self.artifacts[known]
 
     def attempt(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> None:
-        """Makes an artifact, or notes why there is none."""
+        """Makes an artifact, or notes why there is none; latencies are a pass of their own and left out."""
+        if isinstance(stage, FrontierStage):
+            return
         sources, started = {role: self.artifacts[source] for role, source in inputs.items()}, time.monotonic()
         try:
             self.artifacts[name], cached = take_or_make(
