@@ -28,6 +28,7 @@ from pipeline.targets.litert_rewrite import (
     given_name,
     lower_activations,
 )
+from pipeline.targets.litert_scale import scale_output as scale_output
 from pipeline.targets.tflite_file import TFLiteFile
 
 SCHEMES: Mapping[str, str] = {

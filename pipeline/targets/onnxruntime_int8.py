@@ -20,6 +20,7 @@ from pipeline.targets import onnx_channels, onnx_first_layer, onnx_lowering, onn
 from pipeline.targets.onnx_file import load_model
 from pipeline.targets.onnx_graph import Array, OnnxGraph, has_bodies
 from pipeline.targets.onnx_names import drop_unused_domains, name_after_position
+from pipeline.targets.onnx_scale import scale_output as scale_output
 
 SCHEMES: Mapping[str, str] = MappingProxyType(
     {

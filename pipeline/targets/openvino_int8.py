@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.model_source import Sample
 from pipeline.targets.openvino_graph import fold_scales, hide_gates, number_anew, scale_rows
 from pipeline.targets.openvino_placement import Placement, Site, linear_operations, placement, taker_of, tensor_name
+from pipeline.targets.openvino_scale import scale_output as scale_output
 
 Bound = float | npt.NDArray[np.floating[Any]]
 Range = tuple[Bound, Bound]
