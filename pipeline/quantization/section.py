@@ -54,12 +54,15 @@ class QuantizationConfig(CalibrationSetConfig):
             that was fastest where this was made.
         accuracy: The limit that remedies are tried for; None tries none.
         sensitivity: Whether it is measured and written how much int8 hurts each layer.
+        refit_temperature: Whether an int8 file gets a temperature of its own where quantization shifted the confidence;
+            with `calibrate.method: temperature` and a validation split.
     """
 
     ranges: Literal["auto"] | RangeMethod = "auto"
     search: Literal["none", "device"] = "none"
     accuracy: AccuracyConfig | None = None
     sensitivity: bool = False
+    refit_temperature: bool = True
 
     def calibration_set(self) -> CalibrationSetConfig:
         """Returns what the calibration set is drawn by."""

@@ -1,7 +1,7 @@
 """Multiplies an output of a `.tflite` file by a number, in the scales and constants that it comes from.
 
-An integer operation multiplies its sums by `input scale * weights scale / output scale`. Where the scales of the weights
-and of the output are both multiplied, that number stays, and so do all integers.
+An integer operation multiplies its sums by `input scale * weights scale / output scale`. Where the scales of the
+weights and of the output are both multiplied, that number stays, and so do all integers.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def check_factor(factor: float) -> None:
 def refusal(what: str) -> UnsupportedModelError:
     """Returns the error for a file that has no constants in the right place."""
     return UnsupportedModelError(
-        f"The output can't be multiplied by changing constants alone: {what}. Expected a linear last layer whose weights "
-        f"are stored. Leave the file as it is."
+        f"The output can't be multiplied by changing constants alone: {what}. Expected a linear last layer whose "
+        f"weights are stored. Leave the file as it is."
     )
 
 

@@ -217,7 +217,7 @@ def write_probabilities(path: Path) -> None:
 def test_probabilities_are_refused_in_words(target: TargetName, tmp_path: Path) -> None:
     path, out = (tmp_path / f"{name}{TARGETS[target].suffix}" for name in ("model", "out"))
     write_probabilities(path)
-    with pytest.raises(UnsupportedModelError, match="(?i)comes from softmax.*Leave the file as it is"):
+    with pytest.raises(UnsupportedModelError, match=r"(?i)comes from softmax.*Leave the file as it is"):
         QUANTIZERS[target].scale_output(path, 0.5, out)
     assert not out.exists()
 
