@@ -42,7 +42,7 @@ def publish(directory: Path, model: Path, **metrics: Any) -> Path:
         stage="export", key=directory.name, config={}, inputs={}, code="", tools={}, fingerprint="",
         metrics={"model": model.name, **metrics}, wall_time_s=0.0,
     )  # fmt: skip
-    (directory / MANIFEST).write_bytes(manifest.to_json())
+    (directory / MANIFEST).write_text(manifest.to_json())
     return directory
 
 

@@ -247,3 +247,67 @@ def test_shared_constants_of_onnx_stay_for_the_others(tmp_path: Path) -> None:
         for name in ("out.onnx", "in.onnx")
     )
     np.testing.assert_allclose(found, 3 * expected, rtol=1e-5)
+
+
+def test_shared_constants_of_openvino_stay_for_the_others(tmp_path: Path) -> None:
+    import openvino as ov
+    from openvino import opset13
+
+    weights = opset13.constant(np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32))
+    given = opset13.parameter([1, 4], np.float32, name="x")
+    hidden = opset13.relu(opset13.matmul(given, weights, False, False))
+    model = ov.Model([opset13.matmul(hidden, weights, False, False)], [given])
+    ov.save_model(model, str(tmp_path / "in.xml"), compress_to_fp16=False)
+
+    QUANTIZERS["openvino"].scale_output(tmp_path / "in.xml", 3.0, tmp_path / "out.xml")
+
+    x = np.random.default_rng(1).normal(size=(1, 4)).astype(np.float32)
+    found, expected = (by_openvino(tmp_path / name, x) for name in ("out.xml", "in.xml"))
+    np.testing.assert_allclose(found, 3 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("float_head", [False, True], ids=["int8", "mixed"])
+def test_shared_constants_of_litert_stay_for_the_others(workshop: Workshop, float_head: bool, tmp_path: Path) -> None:
+    """A second head, whose result nothing takes but the caller, shares weights and bias with the first."""
+    import copy
+
+    from pipeline.targets.litert_graph import Graph
+
+    path = workshop.file(Case("dense_head", "litert", "delegated", float_head), tmp_path)
+    graph = Graph.read(path)
+    tensors = graph.model.subgraphs[0].tensors
+    ends = graph.operators[-1:] if float_head else graph.operators[-2:]
+    twins = {}
+    for operator in list(ends):
+        twin, [result] = copy.deepcopy(operator), operator.outputs
+        tensors.append(copy.deepcopy(tensors[result]))
+        tensors[-1].name += b"/twin"
+        twins[int(result)] = len(tensors) - 1
+        twin.inputs = [twins.get(int(index), int(index)) for index in operator.inputs]
+        twin.outputs = [twins[int(result)]]
+        graph.operators.append(twin)
+    before = graph.outputs[0]
+    graph.add_output(twins[before])
+    graph.write(tmp_path / "two.tflite")
+
+    QUANTIZERS["litert"].scale_output(tmp_path / "two.tflite", FACTOR, tmp_path / "out.tflite")
+
+    expected, found = (
+        both_results(tmp_path / name, workshop.images("dense_head")) for name in ("two.tflite", "out.tflite")
+    )
+    np.testing.assert_allclose(found[0], FACTOR * expected[0], rtol=1e-6)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def both_results(path: Path, images: Any) -> tuple[Any, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    results: tuple[list[Any], list[Any]] = ([], [])
+    for image in images:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+        interpreter.invoke()
+        for rows, detail in zip(results, interpreter.get_output_details(), strict=True):
+            rows.append(interpreter.get_tensor(detail["index"]))
+    return np.array(results[0]), np.array(results[1])
