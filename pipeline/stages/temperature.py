@@ -59,7 +59,7 @@ class TemperatureStage(Stage):
                 "has no classes. Set quantization.refit_temperature to false."
             )
         for file in inputs["export"].iterdir():
-            if file.name != MANIFEST:
+            if file.is_file() and file.name != MANIFEST:  # attempts of a walk stay in the artifact of their step
                 shutil.copyfile(file, out_dir / file.name)
         output = signature.outputs[0].name
 

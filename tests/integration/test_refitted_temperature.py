@@ -85,6 +85,7 @@ def export(networks: Path, target: TargetName, directory: Path, *, shift: float)
     np.save(folders["data"] / "validation_images.npy", given)
     np.save(folders["data"] / "validation_labels.npy", labels)
     (folders["export"] / "sensitivity.json").write_text("[]")
+    (folders["export"] / "attempts").mkdir()
     inputs = {
         "data": folders["data"],
         "calibrate": networks,
@@ -133,7 +134,7 @@ def test_a_file_that_is_too_sure_is_repaired(networks: Path, target: TargetName,
     assert (metrics["precision"], metrics["note"], metrics["target"]) == ("int8", "kept", target)
     assert metrics["graph"]["precision"] == "int8"
     assert metrics["graph"]["sha256"] == TARGETS[target].inspect(out / name).sha256
-    files = {path.name for path in made.inputs["export"].iterdir()} - {MANIFEST}
+    files = {path.name for path in made.inputs["export"].iterdir()} - {MANIFEST, "attempts"}
     assert {path.name for path in out.iterdir()} == files
     assert all((out / each).read_bytes() == (again / each).read_bytes() for each in files)
 
