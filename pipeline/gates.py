@@ -19,12 +19,15 @@ class ParityGates(FrozenConfig):
         min_snr_db: Signal-to-noise ratio of the logits in decibels.
         min_top1_agreement: Share of images with the same top class.
         max_accuracy_drop: How much accuracy may fall, 0..1 (0.005 is half a point).
+        max_ece_increase: How much the calibration error may grow, 0..1. No precision has a limit unless the recipe sets
+            one: a few hundred test images make changes of a point by chance (`ece_change_interval`).
     """
 
     max_logit_difference: float | None = Field(default=None, gt=0)
     min_snr_db: float | None = None
     min_top1_agreement: float | None = Field(default=None, ge=0, le=1)
     max_accuracy_drop: float | None = Field(default=None, ge=0, le=1)
+    max_ece_increase: float | None = Field(default=None, ge=0, le=1)
 
 
 class GatesConfig(FrozenConfig):
@@ -122,6 +125,12 @@ def parity_rows(gates: GatesConfig, artifact: str, precision: str, verified: Map
             artifact,
             None if verified["accuracy_drop"] is None else limits.max_accuracy_drop,
             verified["accuracy_drop"],
+        ),
+        _at_most(
+            "max_ece_increase",
+            artifact,
+            None if verified.get("ece_change") is None else limits.max_ece_increase,
+            verified.get("ece_change"),
         ),
         _measured_at_least("min_accuracy", artifact, gates.min_accuracy, verified["accuracy"]),
     ]

@@ -13,12 +13,14 @@ from pipeline.quantization.config import FineTuneConfig
 from pipeline.quantization.remedies import REMEDIES, Remedy
 from pipeline.quantization.section import AccuracyConfig
 from pipeline.recipe import Recipe
+from pipeline.signature import read_signature
 from pipeline.stages.base import Stage
 from pipeline.stages.export import ExportStage
 from pipeline.stages.frontier import FrontierStage
 from pipeline.stages.remedy import RemedyStage
 from pipeline.stages.search import SearchStage, image_size_and_classes
 from pipeline.stages.spread import SpreadStage
+from pipeline.stages.temperature import TemperatureStage, gives_logits
 from pipeline.targets import QUANTIZERS
 from pipeline.targets.base import Precision, TargetName
 
@@ -110,7 +112,10 @@ class Quantizing:
             known = {"float32": floats} if floats in self._run.artifacts else {}
             accuracy = self._run.recipe.quantization.accuracy
             if accuracy is None or target not in QUANTIZERS:
-                self._run.attempt(name, self._int8(target), roles | known)
+                made = f"int8/{target}" if self._refits(target) else name
+                self._run.attempt(made, self._int8(target), roles | known)
+                if made != name and made in self._run.artifacts:
+                    self._finish(target, made)
             else:
                 self._walk(target, accuracy, roles | known | {"data": "data"})
         self._spread(roles)
@@ -176,8 +181,7 @@ class Quantizing:
             if artifacts[name].manifest.metrics["quantization"]["holds"]:
                 break
         if last:
-            precision = artifacts[last].manifest.metrics["precision"]
-            self._run.name_again(f"export/{target}/{precision}", last)
+            self._finish(target, last)
             self._frontier(target, roles)
 
     def _frontier(self, target: TargetName, roles: Mapping[str, str]) -> None:
@@ -196,6 +200,29 @@ class Quantizing:
             steps: dict[str, str] = {remedy: f"int8/{target}/{remedy}" for remedy in REMEDIES}
             made = {role: name for role, name in steps.items() if name in artifacts}
             self._run.attempt(f"frontier/{target}", stage, {"float32": floats} | made)
+
+    def _finish(self, target: TargetName, made: str) -> None:
+        """Makes an int8 file an export, by what it holds; with a temperature of its own where it needs one."""
+        artifacts = self._run.artifacts
+        name, floats = f"export/{target}/{artifacts[made].manifest.metrics['precision']}", f"export/{target}/float32"
+        if self._refits(target):
+            roles = {"export": made, "calibrate": "calibrate", "data": "data"}
+            roles |= {"float32": floats} if floats in artifacts else {}
+            self._run.attempt(name, TemperatureStage(target=target), roles)
+        if name not in artifacts:
+            self._run.name_again(name, made)
+
+    def _refits(self, target: TargetName) -> bool:
+        """Whether the confidence of int8 is looked at: of a classifier whose own is a matter of the temperature."""
+        recipe, artifacts = self._run.recipe, self._run.artifacts
+        if not recipe.quantization.refit_temperature or recipe.calibrate.method != "temperature":
+            return False
+        if target not in QUANTIZERS or "data" not in artifacts:
+            return False
+        # What temperature a model of one's own has is known from its float file alone.
+        known = not self._run.has_own_model or f"export/{target}/float32" in artifacts
+        has_images = artifacts["data"].manifest.metrics.get("num_validation_images", 0) > 0
+        return known and has_images and gives_logits(read_signature(artifacts["calibrate"].directory))
 
     def _weights(self, remedy: Remedy, last: str) -> dict[str, str] | None:
         """Returns the network that a remedy is tried on, as a role; None where there is none to be had."""

@@ -14,6 +14,7 @@ from pipeline.quantization.report import (
     search_lines,
     sensitivity_lines,
     speed_lines,
+    temperature_lines,
     walk_lines,
     walk_section,
 )
@@ -118,6 +119,8 @@ def _artifact(result: RunResult, name: str) -> dict[str, Any]:
         row["confidence_map"] = str(artifact.file(exported["confidence_map"]))
     if exported.get("quantization"):
         row["quantization"] = exported["quantization"]
+    if "temperature" in exported:
+        row["temperature"] = exported["temperature"]
     if "calibration_set_sha256" in exported:
         row["calibration_set_sha256"] = exported["calibration_set_sha256"]
     return row
@@ -244,6 +247,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     lines += speed_lines(report)
     lines += drop_lines(report)
     lines += spread_lines(report)
+    lines += temperature_lines(report)
     lines += divergence_lines(report)
     lines += [line for row in report["artifacts"] for line in worse_calibration_lines(row)]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}

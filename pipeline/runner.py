@@ -4,7 +4,8 @@
     -> select (each device)
 
 An export to int8 that has a limit to keep to is a walk over remedies (`pipeline.quantizing`), and `frontier` (each
-target) measures what it tried.
+target) measures what it tried. Where int8 shifted the confidence, `temperature` takes that back; its artifact is then
+the export.
 
 A recipe with a budget has the stage `model` before `train`, which finds the network that fits. A model of one's own has
 `model`, which imports it, in place of `train`, and its own answers in place of `calibrate`.

@@ -62,6 +62,16 @@ class Quantizer(FloatGraph, Protocol):
     ) -> None:
         """Writes the int8 file of a lowered float file; the same bytes for the same arguments."""
 
+    def scale_output(self, path: Path, factor: float, out_path: Path, *, output: str | None = None) -> None:
+        """Writes a file with one float output multiplied by a positive number, in constants alone.
+
+        No operation is added and no stored integer changes, so that the largest value stays the largest. The first
+        output is meant unless one is named.
+
+        Raises:
+            UnsupportedModelError: No constants can take the factor.
+        """
+
 
 class SignalToNoise:
     """How far a signal stands above its difference from another: 10 log10(sum of signal² / sum of differences²)."""

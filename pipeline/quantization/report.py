@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.quantization.comparison import AccuracyDrop
 from pipeline.quantization.frontier import FRONTIER_PICTURE, faster_than_chosen
 from pipeline.quantization.sensitivity import SENSITIVITY_PICTURE, short_name
+from pipeline.quantization.temperature import SHIFTED
 
 _WALK_COLUMNS = (
     "remedy", "scheme", "ranges", "float layers", "the last of them", "drop", "95 % interval", "SNR dB", "p50 ms",
@@ -39,6 +40,30 @@ def drop_lines(report: Mapping[str, Any]) -> list[str]:
             continue
         if drop.verdict(limits[label]) != "held":
             lines.append(f"{label}: {drop.sentence(limits[label])}")
+    return lines
+
+
+def temperature_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each artifact whose confidence quantization shifted: what was done, or why nothing was.
+
+    Args:
+        report: As a whole.
+    """
+    lines = []
+    for artifact in report["artifacts"]:
+        found = artifact.get("temperature")
+        if not found or found["statistic"] is None or found["statistic"] <= SHIFTED:
+            continue
+        text = (
+            f"{artifact['target']}/{artifact['precision']}: quantization shifted the best temperature from "
+            f"{found['float_fitted']:.3f} to {found['fitted']:.3f} (likelihood ratio {found['statistic']:.1f} on "
+            f"{found['images']} validation images)"
+        )
+        if found["folded"]:
+            change = f"from {found['nll_before']:.4f} to {found['nll_after']:.4f}"
+            lines.append(f"{text}; folded into the file, which takes the negative log-likelihood {change}.")
+        else:
+            lines.append(f"{text}, but nothing was folded. {found['reason']}")
     return lines
 
 

@@ -55,6 +55,8 @@ class QuantizationConfig(CalibrationSetConfig):
         accuracy: The limit that remedies are tried for; None tries none.
         sensitivity: Whether it is measured and written how much int8 hurts each layer.
         draws: How many times the calibration set is drawn to report how far int8 spreads; None draws it once.
+        refit_temperature: Whether an int8 file gets a temperature of its own where quantization shifted the confidence;
+            with `calibrate.method: temperature` and a validation split.
     """
 
     ranges: Literal["auto"] | RangeMethod = "auto"
@@ -62,6 +64,7 @@ class QuantizationConfig(CalibrationSetConfig):
     accuracy: AccuracyConfig | None = None
     sensitivity: bool = False
     draws: int | None = Field(default=None, ge=2, le=20)
+    refit_temperature: bool = True
 
     def calibration_set(self) -> CalibrationSetConfig:
         """Returns what the calibration set is drawn by."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Sample
+from pipeline.targets import litert_scale
 from pipeline.targets.litert_graph import Graph
 from pipeline.targets.litert_rewrite import (
     UNCLAMPED,
@@ -190,6 +191,11 @@ def quantize(
     elif scheme != "converter":
         cast_in_delegate(result)
     result.write(out_path)
+
+
+def scale_output(path: Path, factor: float, out_path: Path, *, output: str | None = None) -> None:
+    """Writes a file with one float output multiplied by a positive number (`litert_scale.scale_output`)."""
+    litert_scale.scale_output(path, factor, out_path, output=output)
 
 
 def quantize_weights(path: Path, precision: Literal["int8_dynamic", "int8_weights"], out_path: Path) -> None:

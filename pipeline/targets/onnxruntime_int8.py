@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import InputError, UnsupportedModelError
 from pipeline.model_source import Sample
-from pipeline.targets import onnx_channels, onnx_first_layer, onnx_lowering, onnx_qdq
+from pipeline.targets import onnx_channels, onnx_first_layer, onnx_lowering, onnx_qdq, onnx_scale
 from pipeline.targets.onnx_file import load_model
 from pipeline.targets.onnx_graph import Array, OnnxGraph, has_bodies
 from pipeline.targets.onnx_names import drop_unused_domains, name_after_position
@@ -202,6 +202,11 @@ def quantize(
         raise InputError(f"No range is given for {error.args[0]!r}. Give one for each of observed().") from error
     onnx_lowering.fuse_swish(graph, swishes)
     graph.save(out_path)
+
+
+def scale_output(path: Path, factor: float, out_path: Path, *, output: str | None = None) -> None:
+    """Writes a file with one float output multiplied by a positive number (`onnx_scale.scale_output`)."""
+    onnx_scale.scale_output(path, factor, out_path, output=output)
 
 
 def _by_quantize_static(

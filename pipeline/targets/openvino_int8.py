@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pipeline.errors import InputError
 from pipeline.model_source import Sample
+from pipeline.targets import openvino_scale
 from pipeline.targets.openvino_graph import fold_scales, hide_gates, number_anew, scale_rows
 from pipeline.targets.openvino_placement import Placement, Site, linear_operations, placement, taker_of, tensor_name
 
@@ -193,6 +194,11 @@ def quantize(
             _quantize_weights(nodes[weights.consumer], weights.port, weights.axes, steps)
     model.validate_nodes_and_infer_types()
     _save(model, out_path, ov)
+
+
+def scale_output(path: Path, factor: float, out_path: Path, *, output: str | None = None) -> None:
+    """Writes a file with one float output multiplied by a positive number (`openvino_scale.scale_output`)."""
+    openvino_scale.scale_output(path, factor, out_path, output=output)
 
 
 def _quantizable(model: Any, places: Placement) -> list[Any]:

@@ -25,7 +25,7 @@ from pipeline.training.batches import Images, Rows, TrainingBatches, class_weigh
 from pipeline.training.config import TrainConfig
 
 _BATCHES_A_WORKER = 2
-_THREADS, _BATCHES_IN_THREADS = 2, 4
+_THREADS, _BATCHES_A_THREAD = 2, 2
 _CORES_FOR_WORKERS, _MAX_WORKERS = 4, 16
 
 
@@ -85,7 +85,9 @@ class Loader:
         block = config.batch_size // process_count
         self._block = slice(process_index * block, (process_index + 1) * block)
         self._workers = num_workers(config)
-        self.read_ahead = self._workers * (_BATCHES_A_WORKER + 2) if self._workers else _BATCHES_IN_THREADS
+        self.read_ahead = (
+            self._workers * (_BATCHES_A_WORKER + 2) if self._workers else num_threads(images) * _BATCHES_A_THREAD
+        )
         self._reading: _Reading | None = None
 
     def epoch(
@@ -174,8 +176,21 @@ def num_workers(config: TrainConfig) -> int:
     """
     if config.workers != "auto":
         return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _num_cores()
     return 0 if cores < _CORES_FOR_WORKERS else min(cores - 2, _MAX_WORKERS)
+
+
+def num_threads(images: Images) -> int:
+    """Returns how many threads of this process load images, where no worker process does.
+
+    None where the training has one core and images are arrays: its backend reads ahead by itself, and changing threads
+    would take as long as the images (1.6 ms a batch of 64, of 64x64 pixels).
+    """
+    return 0 if _num_cores() == 1 and not images.encoded else _THREADS
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Reading:
@@ -197,7 +212,8 @@ class _Reading:
                 read = grain.experimental.WithOptionsIterDataset(read, through_pipes)
             self._iterator = iter(read.mp_prefetch(options, worker_init_fn=_start_worker))
         else:
-            self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(_THREADS, _BATCHES_IN_THREADS)))
+            threads = num_threads(batches.images)
+            self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(threads, threads * _BATCHES_A_THREAD)))
 
     def goes_on(self, first: int, last: int, size: tuple[int, int], strength: float) -> bool:
         """Returns whether the next batch is the one of step `first`, at this size and strength."""

@@ -51,6 +51,9 @@ def test_the_fastest_way_is_exported_and_the_search_is_paid_once(place: Workplac
     assert search["float32_latency_ms"]["p50"] > 0
     exported = {row["precision"]: row for row in first["artifacts"]}
     assert exported["int8"]["quantization"]["scheme"] == search["schemes"][0]
+    # Its confidence was looked at, beside that of the float32 file.
+    assert exported["int8"]["temperature"]["images"] == first["data"]["num_validation_images"]
+    assert exported["int8"]["temperature"]["float_fitted"] == pytest.approx(1, abs=0.01)
     # Another training of the same structure takes the same search.
     again = run(place, "--until", "search", "--set", "train.seed=5")
     cached = {stage["name"]: stage["cached"] for stage in again["stages"]}

@@ -17,6 +17,7 @@ def verified(**changes: Any) -> dict[str, Any]:
         "parity": {"max_logit_difference": 0.1, "snr_db": 20.0, "top1_agreement": 0.9},
         "accuracy": 0.9,
         "accuracy_drop": 0.1,
+        "ece_change": 0.01,
     }
     for name, value in changes.items():
         (metrics["parity"] if name in metrics["parity"] else metrics)[name] = value
@@ -42,6 +43,7 @@ PARITY = [
     Edge("min_snr_db", "snr_db", 30.0, 29.9999),
     Edge("min_top1_agreement", "top1_agreement", 1.0, 0.9999),
     Edge("max_accuracy_drop", "accuracy_drop", 0.005, 0.0050001),
+    Edge("max_ece_increase", "ece_change", 0.005, 0.0050001),
     Edge("min_accuracy", "accuracy", 0.97, 0.969999),
 ]
 
@@ -120,6 +122,26 @@ def test_a_drop_below_zero_is_a_gain() -> None:
     gates = GatesConfig(int8=ParityGates(max_accuracy_drop=0))
     (row,) = parity_rows(gates, ARTIFACT, "int8", verified(accuracy_drop=-0.1))
     assert row.passed
+
+
+def test_a_calibration_error_that_shrinks_passes() -> None:
+    gates = GatesConfig(int8=ParityGates(max_ece_increase=0))
+    (row,) = parity_rows(gates, ARTIFACT, "int8", verified(ece_change=-0.02))
+    assert row.passed
+
+
+def test_without_labels_there_is_no_calibration_error_and_no_row() -> None:
+    gates = GatesConfig(int8=ParityGates(max_ece_increase=0.005))
+    unlabelled = verified() | {"accuracy": None, "accuracy_drop": None}
+    del unlabelled["ece_change"]
+    assert parity_rows(gates, ARTIFACT, "int8", unlabelled) == []
+
+
+def test_no_precision_limits_the_calibration_error_by_itself() -> None:
+    gates = GatesConfig()
+    limits = [value for _, value in gates if isinstance(value, ParityGates)]
+    assert len(limits) == 7
+    assert {each.max_ece_increase for each in limits} == {None}
 
 
 def test_float32_is_strict_by_default() -> None:

@@ -73,3 +73,14 @@ def quantize(
             weights[name] = np.rint(weights[name] / scale) * scale
             weights[f"low:{name}"], weights[f"high:{name}"] = ranges[tensor]
     np.savez(out_path, **weights)
+
+
+def scale_output(path: Path, factor: float, out_path: Path, *, output: str | None = None) -> None:
+    last = list(layers(path))[-1]
+    assert output in (None, f"{last}:out")
+    with np.load(path) as archive:
+        weights: dict[str, Any] = {name: archive[name] for name in archive.files}
+    for name in (last, f"low:{last}", f"high:{last}"):
+        if name in weights:
+            weights[name] = weights[name] * factor
+    np.savez(out_path, **weights)
