@@ -372,8 +372,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         if worse:
             lines += [
                 "",
-                f"On {dataset} plain Keras is better in {len(worse)} of {len(judged)} rows: augmentation, smoothing and",
-                f"averaging slow a training down before they pay, and {settings['default']} epochs are too few for that.",
+                f"On {dataset} plain Keras is better in {len(worse)} of {len(judged)} rows: augmentation, smoothing",
+                f"and averaging slow a training down before they pay: {settings['default']} epochs are too few.",
             ]
     return "\n".join(lines) + "\n"
 
