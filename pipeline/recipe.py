@@ -128,6 +128,11 @@ class Recipe(FrozenConfig):
                 f"model.metric is {model.metric}, but the data are random: give data with labels or targets, such as "
                 f"data: {{source: arrays, path: samples.npz}}."
             )
+        if self.quantization.accuracy is not None and not isinstance(self.data, SourceConfig):
+            raise ValueError(
+                "quantization.accuracy is judged on validation images, but the data are arrays, which have none: give "
+                "images in data, or leave it out."
+            )
         if self.gates.min_accuracy is not None and model.metric == "mse":
             raise ValueError("gates.min_accuracy is given, but model.metric is mse, which is better the lower it is.")
         return self

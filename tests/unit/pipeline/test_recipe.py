@@ -148,6 +148,11 @@ MODEL_FORMS = [
         ["line 9", "calibrate.temperature is now calibrate.method", "method: temperature", "method: none"],
     ),
     Refused("metric on random data", OWN + "  metric: mse\n", ["model.metric is mse", "source: arrays"]),
+    Refused(
+        "accuracy of int8 on arrays",
+        OWN + "data: {source: arrays, path: x.npz}\nquantization: {accuracy: {}}\n",
+        ["quantization.accuracy is judged on validation images"],
+    ),
     Refused("fake target", OWN + "export: {targets: [fake]}\n", ["export.targets names fake"]),
     Refused("two unnamed inputs", OWN + "  inputs: [{}, {}]\n", ["model.inputs has 2 entries", "needs a name"]),
     Refused("layout", OWN + "  inputs: [{layout: CHWN}]\n", ["model.inputs.0.layout"]),
