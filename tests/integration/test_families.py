@@ -118,8 +118,8 @@ def allowed(case: FamilyCase, target: str, precision: str) -> dict[str, int]:
     makes rows of queries, keys and values, and a map of the result. A pooled map becomes a vector, in ONNX two
     reshapes, which copy nothing, stand for the transposes of a gate's 1x1 map, and in OpenVINO's int8 files one keeps
     NNCF from leaving the gate in float. These files also have a cast for each weight, computed when they are loaded.
-    ONNX Runtime's int8 reads images in blocks, which are put side by side by two transposes and a reshape. In
-    OpenVINO's, two reshapes stand around the head of MobileNetV4, a matrix product on the pooled map.
+    ONNX Runtime's int8 reads images in blocks, which are put side by side by two transposes and a reshape. OpenVINO's
+    scales the pixels of MobileNetV4 as rows, between two reshapes.
     """
     images = models.MODELS[case.name].input_kind == "image"
     transposes = {"litert": 0, "onnxruntime": 1 + 5 * case.attentions, "openvino": 1 + 4 * case.attentions}[target]
