@@ -9,7 +9,6 @@ from devices.profile import DeviceProfile
 from pipeline.making import host_facts
 from pipeline.manifest import Artifact
 from pipeline.network import ModelConfig
-from pipeline.quantization.config import FineTuneConfig
 from pipeline.quantization.remedies import REMEDIES, Remedy
 from pipeline.quantization.section import AccuracyConfig
 from pipeline.recipe import Recipe
@@ -167,7 +166,7 @@ class Quantizing:
         """Tries remedies until int8 keeps to the limit; the last step becomes the export, by what its file holds."""
         artifacts, last = self._run.artifacts, ""
         for remedy in accuracy.remedies:
-            weights = self._weights(remedy, last)
+            weights = self._weights(remedy, last, accuracy)
             if weights is None:
                 continue
             name = f"int8/{target}/{remedy}"
@@ -224,7 +223,7 @@ class Quantizing:
         has_images = artifacts["data"].manifest.metrics.get("num_validation_images", 0) > 0
         return known and has_images and gives_logits(read_signature(artifacts["calibrate"].directory))
 
-    def _weights(self, remedy: Remedy, last: str) -> dict[str, str] | None:
+    def _weights(self, remedy: Remedy, last: str, accuracy: AccuracyConfig) -> dict[str, str] | None:
         """Returns the network that a remedy is tried on, as a role; None where there is none to be had."""
         artifacts = self._run.artifacts
         if remedy == "mixed":
@@ -236,7 +235,7 @@ class Quantizing:
         if self._run.has_own_model:
             return None  # the weights of a model of one's own are not ours to change
         if name not in artifacts and not self._run.was_tried(name):
-            training = FineTuneConfig() if remedy == "training" else None
+            training = accuracy.training if remedy == "training" else None
             roles = {"calibrate": "calibrate"} | ({"data": "data"} if training else {})
             self._run.attempt(name, RemedyStage(remedy=remedy, training=training), roles)
         return {"weights": name} if name in artifacts else None

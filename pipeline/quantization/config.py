@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.stages.base import FrozenConfig
 from pipeline.training.config import AugmentationConfig, TeacherConfig, TrainConfig
@@ -108,6 +108,15 @@ class FineTuneConfig(FrozenConfig):
     augmentation: AugmentationConfig = AugmentationConfig()
     workers: Literal["auto"] | int = "auto"
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs:g}, but quantization-aware training has {self.epochs} epochs: "
+                f"make warmup_epochs smaller than epochs."
+            )
+        return self
 
     def train_config(self) -> TrainConfig:
         """Returns the same as the config of a training, without decay of the weights."""

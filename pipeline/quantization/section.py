@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.quantization.config import FineTuneConfig
 from pipeline.quantization.ranges import RANGE_METHODS, RangeMethod
 from pipeline.quantization.remedies import REMEDIES, Remedy
 from pipeline.stages.base import FrozenConfig
@@ -29,10 +30,12 @@ class AccuracyConfig(FrozenConfig):
     Attributes:
         max_drop: On the validation images, 0..1 (0.005 is half a point).
         remedies: Which are tried where the drop is larger, in the order of `pipeline.quantization.remedies`.
+        training: How the remedy `training` fine-tunes the rounded network.
     """
 
     max_drop: float = Field(default=0.005, ge=0, le=1)
     remedies: tuple[Remedy, ...] = REMEDIES
+    training: FineTuneConfig = FineTuneConfig()
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

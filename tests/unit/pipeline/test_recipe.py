@@ -215,6 +215,11 @@ COMBINATIONS = [
         ["line 9 (with --set train.epochs=4): warmup_epochs is 5"],
         ["train.epochs=4"],
     ),
+    Refused(
+        "warm-up of quantization-aware training",
+        BASE + "quantization: {accuracy: {training: {epochs: 1, warmup_epochs: 3}}}\n",
+        ["warmup_epochs is 3, but quantization-aware training has 1 epochs"],
+    ),
     Refused("momentum", BASE + "train:\n  momentum: 0.9\n", ["line 9: momentum belongs to optimizer: sgd"]),
     Refused("width", BASE.replace("mobilenet_v2", "efficientnet_lite0"), ["line 7: width is 0.35", "no width"]),
     Refused("fake network, real target", BASE.replace("mobilenet_v2\n  width: 0.35", "fake"), ["set export.targets"]),
