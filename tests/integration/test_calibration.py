@@ -51,6 +51,7 @@ noisy[wrong] = (noisy[wrong] + rng.integers(1, 10, wrong.sum())) % 10
 for name, rows in splits.items():
     np.save(data / f"{name}_images.npy", images[rows])
     np.save(data / f"{name}_labels.npy", labels[rows])
+(data / "dataset.json").write_text(json.dumps({"classes": list("0123456789")}))
 (data / "index.jsonl").write_text(
     "".join(
         json.dumps({"split": "train", "row": row, "name": str(row), "digest": str(row)}) + "\\n" for row in range(600)
