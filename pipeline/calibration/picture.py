@@ -11,19 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.pictures import drawing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 _LIGHT = {_VERMILION: "#FBE3D2", _GREEN: "#D5F0E6"}
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "edgeship",  # ids of shapes are random without it
-    "svg.fonttype": "path",
-    "font.size": 9.0,
-    "hatch.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 _OVER, _UNDER = "overconfident by", "underconfident by"
 _LEGEND = ("accuracy", "95 % interval", _OVER, _UNDER, "perfectly calibrated")
 
@@ -35,14 +29,7 @@ def draw_reliability(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
         panels: For each `title`, `ece`, `ece_interval`, `accuracy` and `bins` (of `reliability_bins`).
         path: Of the file, whose suffix says the format: `.svg` or `.png`.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    # A picture must not depend on the user's own matplotlibrc.
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(4.4 * len(panels) + 0.4, 6.2), layout="constrained")
+    with drawing(path, size=(4.4 * len(panels) + 0.4, 6.2), font_size=9.0) as figure:
         axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
         for (above, below), panel in zip(axes.T, panels, strict=True):
             _draw_bins(above, panel)
@@ -54,8 +41,6 @@ def draw_reliability(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
         }
         labels = [label for label in _LEGEND if label in shown]
         figure.legend([shown[label] for label in labels], labels, loc="outside lower center", ncols=5, frameon=False)
-        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=120, metadata=metadata, facecolor="white")
 
 
 def _draw_bins(axes: Axes, panel: Mapping[str, Any]) -> None:

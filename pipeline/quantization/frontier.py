@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.pictures import drawing
 from pipeline.quantization.remedies import Remedy
 
 if TYPE_CHECKING:
@@ -23,13 +24,6 @@ _MARKS: Mapping[Remedy, tuple[str, str]] = {
     "mixed": ("o", "#D55E00"),
     "rounding": ("^", "#009E73"),
     "training": ("v", "#CC79A7"),
-}
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "edgeship",  # ids of shapes are random without it
-    "svg.fonttype": "path",
-    "font.size": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
 }
 
 
@@ -67,13 +61,7 @@ def draw_frontier(frontier: Mapping[str, Any], path: Path) -> None:
         frontier: Metrics of the `frontier` stage; something in it was measured.
         path: Of the file, whose suffix says the format: `.svg` or `.png`.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    with drawing(path, size=(7.0, 5.0), font_size=8.5) as figure:
         axes = figure.subplots()
         floats = frontier["float32"]
         measured = [row for row in frontier["attempts"] if row["placed_ms"] is not None]
@@ -104,8 +92,6 @@ def draw_frontier(frontier: Mapping[str, Any], path: Path) -> None:
         axes.grid(linewidth=0.4)
         axes.set_axisbelow(True)
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
-        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=120, metadata=metadata, facecolor="white")
 
 
 def _draw_line(rows: Sequence[Mapping[str, Any]], axes: Axes) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.model_source import Sample
+from pipeline.pictures import drawing
 from pipeline.quantization.quantizer import Quantizer, signal_to_noise
 from pipeline.quantization.ranges import Range, RangeMethod
 from pipeline.quantization.static import Observed
@@ -24,13 +25,6 @@ _BESIDE = {"BiasAdd", "Add", "WithoutBiases"}
 _MOST_NAMED = 5
 """Layers that the manifest names; the file has all."""
 
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "edgeship",  # ids of shapes are random without it
-    "svg.fonttype": "path",
-    "font.size": 8.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 Progress = Callable[[int, int], None]
 
@@ -151,13 +145,7 @@ def draw_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, title: s
         path: Of the file, whose suffix says the format: `.svg` or `.png`.
         title: Above the picture.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(7.5, 1.4 + 0.16 * len(layers)), layout="constrained")
+    with drawing(path, size=(7.5, 1.4 + 0.16 * len(layers)), font_size=8.0) as figure:
         axes = figure.subplots()
         places = np.arange(len(layers))
         axes.barh(
@@ -175,8 +163,6 @@ def draw_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, title: s
         axes.grid(axis="x", linewidth=0.4)
         axes.set_axisbelow(True)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
-        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=120, metadata=metadata, facecolor="white")
 
 
 def short_name(name: str) -> str:

@@ -84,10 +84,11 @@ class ExportStage(Stage):
     sensitivity: bool = False
 
     def tool_names(self) -> tuple[str, ...]:
-        """Those of the target; for int8 also its runtime, in which the network is observed."""
+        """Those of the target; for int8 also its runtime, in which the network is observed, and what draws layers."""
         target = TARGETS[self.target]
         runtime = (target.runtime,) if self.precision in RANGED else ()
-        return tuple(dict.fromkeys((*target.tools, *runtime)))
+        draws = ("matplotlib",) if self.sensitivity or self.remedy == "mixed" else ()
+        return tuple(dict.fromkeys((*target.tools, *runtime, *draws)))
 
     def run(self, inputs: Mapping[str, Path], out_dir: Path, tell: Tell) -> dict[str, Any]:
         """Converts and inspects.
