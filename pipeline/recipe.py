@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from models.spec import MIN_RESOLUTION
+from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.errors import RecipeError
 from pipeline.gates import GatesConfig
 from pipeline.model_config import AnyModelConfig, BudgetModelConfig, OwnModelConfig, form_of_model
@@ -31,7 +32,6 @@ from pipeline.sources import SOURCES, RecipeData
 from pipeline.sources.base import SourceConfig
 from pipeline.sources.samples import RandomConfig
 from pipeline.stages.base import FrozenConfig
-from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.stages.export import ExportConfig
 from pipeline.stages.select import SelectConfig
 from pipeline.tracking.config import TrackConfig

@@ -44,6 +44,7 @@ from devices.measurement import Case, benchmark
 from devices.profile import DeviceProfile, load_profile
 from pipeline.answers import answers_on
 from pipeline.artifacts import ArtifactStore
+from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.errors import StageError
 from pipeline.executor import StageExecutor, child_environment
 from pipeline.making import host_facts, take_or_make
@@ -57,7 +58,6 @@ from pipeline.recipe import Recipe
 from pipeline.samples import calibration_input_file, reference_samples
 from pipeline.signature import read_signature
 from pipeline.stages.base import Stage
-from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.stages.export import ExportConfig
 from pipeline.stages.frontier import FrontierStage
 from pipeline.stages.verify import VerifyStage

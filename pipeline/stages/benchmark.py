@@ -5,60 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from devices.board.confidence import ConfidenceMap, read_confidence_map
 from devices.errors import DeviceError
-from devices.measurement import BenchmarkSettings, Case, benchmark
+from devices.measurement import Case, benchmark
 from devices.profile import DeviceProfile
 from pipeline.answers import answers_on
+from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.errors import InputError
 from pipeline.judgement import UNJUDGED, judge
 from pipeline.manifest import read_manifest
 from pipeline.metrics import parity
 from pipeline.samples import SampleSet, output_file, split_samples
 from pipeline.signature import read_signature
-from pipeline.stages.base import FrozenConfig, Stage, Tell
+from pipeline.stages.base import Stage, Tell
 from pipeline.targets import TARGETS
 
 RESULT_FILE = "benchmark.json"
-
-
-class BenchmarkConfig(FrozenConfig):
-    """How long is measured.
-
-    Attributes:
-        num_threads: Of one inference; None takes the device profile's.
-        min_count: Timed inferences of each model, at least.
-        min_time_s: Time that they take together, at least.
-        max_time_s: Time after which a model is stopped, whatever its count.
-        warm_up_count: Untimed inferences before, at least.
-        warm_up_time_s: Time that they take, at least.
-        seed: Of the order in which the models take turns.
-    """
-
-    num_threads: int | None = Field(default=None, ge=1, le=256)
-    min_count: int = Field(default=200, ge=10)
-    min_time_s: float = Field(default=1.0, ge=0)
-    max_time_s: float = Field(default=60.0, gt=0)
-    warm_up_count: int = Field(default=10, ge=1)
-    warm_up_time_s: float = Field(default=0.5, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.max_time_s < self.min_time_s:
-            raise ValueError(
-                f"benchmark.max_time_s ({self.max_time_s:g}) is shorter than min_time_s ({self.min_time_s:g})."
-            )
-        return self
-
-    def settings(self) -> BenchmarkSettings:
-        """Returns these as the measuring code takes them."""
-        return BenchmarkSettings(**self.model_dump(exclude={"num_threads"}))
 
 
 class BenchmarkStage(Stage):

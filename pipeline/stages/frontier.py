@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from devices.measurement import Case, benchmark
 from devices.profile import DeviceProfile
+from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.manifest import read_manifest
 from pipeline.quantization.frontier import FRONTIER_FILE, FRONTIER_PICTURE, draw_frontier, on_frontier
 from pipeline.quantization.remedies import REMEDIES
 from pipeline.stages.base import Stage, Tell
-from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.targets import TARGETS
 from pipeline.targets.base import TargetName
 

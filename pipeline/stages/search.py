@@ -17,6 +17,7 @@ import numpy as np
 
 from devices.measurement import Case, benchmark
 from devices.profile import DeviceProfile
+from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.errors import UnsupportedModelError
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.network import ModelConfig, build_network
@@ -26,7 +27,6 @@ from pipeline.samples import reference_samples
 from pipeline.saved_model import write_saved_model
 from pipeline.signature import read_signature
 from pipeline.stages.base import Stage, Tell
-from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.targets import QUANTIZERS, TARGETS
 from pipeline.targets.base import TargetName
 

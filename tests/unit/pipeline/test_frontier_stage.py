@@ -13,9 +13,9 @@ import pytest
 
 from devices.measurement import BenchmarkResult, Case, CaseResult, benchmark
 from devices.profile import DeviceProfile, load_profile
+from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.manifest import MANIFEST, Manifest
 from pipeline.quantization.comparison import compare_accuracy
-from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.stages.frontier import FrontierStage
 
 CORRECT = np.arange(100) < 90

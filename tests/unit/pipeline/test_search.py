@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from devices.profile import load_profile
+from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.network import ModelConfig
 from pipeline.quantization.report import search_lines
-from pipeline.stages.benchmark import BenchmarkConfig
 from pipeline.stages.search import SearchStage, schemes_by_speed
 
 
