@@ -5,10 +5,7 @@
 writes for each `DIRECTORY/NAME/samples.npz` (`inputs`, and the `outputs` that Keras answers), the calibration
 artifact in `calibrate`, and for each target and precision the model in `<target>/<precision>` with `metrics.json`.
 
-The weights are random, in a way that lets the inputs reach the outputs and rounding errors stay what they are in a
-trained network: kernels as He et al. draw them, batch normalizations with the statistics of the samples, and shifts
-of one deviation up, so that most values pass the rectifiers. Rectifiers that close on half of the values turn a deep
-random network into a hash of its input: rounding to 8 bits grows by a fifth in each layer.
+The weights are random, as `tests/random_weights.py` draws them.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ import models
 from pipeline.samples import calibration_input_file
 from pipeline.saved_model import write_saved_model
 from pipeline.stages.export import ExportStage
+from tests.random_weights import randomize
 
 COUNT = 24
 SIZE = 64
@@ -63,27 +61,6 @@ def samples(network: Any, rng: np.random.Generator) -> Any:
         return rng.normal(0, 1, (COUNT, *shape)).astype(np.float32)
     coarse = rng.uniform(0, 255, (COUNT, 4, 4, 3)).repeat(shape[0] // 4, 1).repeat(shape[1] // 4, 2)
     return np.clip(coarse + rng.normal(0, 30, (COUNT, *shape)), 0, 255).astype(np.uint8)
-
-
-def randomize(network: Any, inputs: Any, rng: np.random.Generator) -> None:
-    """See the top of this file."""
-    for layer in network.layers:
-        for weight in layer.trainable_weights:
-            if layer.name.endswith("_layer_scale"):
-                weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-            elif weight.name == "gamma":
-                weight.assign(rng.uniform(0.5, 1.0, weight.shape))
-            elif weight.name == "beta":
-                weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-            elif weight.name == "bias":
-                weight.assign(rng.normal(0, 0.1, weight.shape))
-            else:
-                depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-                fan_in = np.prod(weight.shape[:2] if depthwise else weight.shape[:-1])
-                weight.assign(rng.normal(0, np.sqrt(2 / fan_in), weight.shape))
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0
-    network(inputs, training=True)
 
 
 def export(name: str, directory: Path) -> None:

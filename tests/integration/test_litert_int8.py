@@ -15,6 +15,7 @@ import pytest
 from pipeline.executor import child_environment
 from pipeline.metrics import parity
 from pipeline.targets import inspect_model, litert_int8
+from tests.delegation import placement
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -112,24 +113,10 @@ def with_int8(directory: Path) -> Files:
     return Files(directory, ends)
 
 
-def placement(path: Path) -> tuple[int, tuple[str, ...]]:
-    """How many pieces of the graph XNNPACK runs, and the operations that it does not run."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    operations = interpreter._get_ops_details()
-    pieces = [operation for operation in operations if operation["op_name"] == "DELEGATE"]
-    given = {index for piece in pieces for index in piece["outputs"]}
-    left = []
-    for operation in operations:
-        if operation["op_name"] != "DELEGATE" and not given & set(operation["outputs"]):
-            try:  # inside of a piece, tensors have no memory
-                interpreter.get_tensor(int(operation["outputs"][0]))
-            except ValueError:
-                continue
-            left.append(operation["op_name"])
-    return len(pieces), tuple(sorted(set(left)))
+def placed(path: Path) -> tuple[int, tuple[str, ...]]:
+    """How many pieces of the graph XNNPACK runs, and the kinds of operations that it does not run."""
+    pieces, left = placement(path)
+    return pieces, tuple(sorted(set(left)))
 
 
 @every_case
@@ -141,8 +128,8 @@ def test_lowered_is_the_same_function(case: Case, made: dict[str, Files]) -> Non
 @every_case
 def test_where_int8_runs(case: Case, made: dict[str, Files]) -> None:
     files = made[case.name]
-    pieces, left = placement(files.path("delegated"))
-    by_converter, left_by_converter = placement(files.path("int8"))
+    pieces, left = placed(files.path("delegated"))
+    by_converter, left_by_converter = placed(files.path("int8"))
     assert (left, left_by_converter) == (case.left, case.left_by_converter)
     assert pieces == by_converter if case.left else pieces == 1 <= by_converter
 
@@ -151,7 +138,7 @@ def test_attention_in_float_is_delegated(made: dict[str, Files], tmp_path: Path)
     for case in CASES:
         files, path = made[case.name], tmp_path / "int8.tflite"
         litert_int8.quantize(files.path("lowered"), "float_attention", files.ranges, (), path)
-        pieces, left = placement(path)
+        pieces, left = placed(path)
         assert left == (() if case.has_attention else case.left)
         assert pieces == 1 + len(left)
         assert inspect_model(path).precision == ("mixed" if case.has_attention else "int8")

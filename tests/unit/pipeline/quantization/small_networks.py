@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import models
 from pipeline.network import predict_logits
+from tests.random_weights import randomize
 
 SIZE = 32
 
@@ -34,28 +35,6 @@ def build(name: str, **options: Any) -> Any:
     arguments = {"input_shape": (SIZE, SIZE, 3), "num_classes": 10, "dropout": 0.0, "drop_path": 0.0}
     network = models.build(name, **(arguments | FAMILIES.get(name, {}) | options))
     return randomize(network, images(16, seed=1), np.random.default_rng(0))
-
-
-def randomize(network: Any, inputs: Any, rng: np.random.Generator) -> Any:
-    """He-scaled kernels, and normalizations with the statistics of the inputs."""
-    for layer in network.layers:
-        for weight in layer.trainable_weights:
-            if layer.name.endswith("_layer_scale"):
-                weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-            elif weight.name == "gamma":
-                weight.assign(rng.uniform(0.5, 1.0, weight.shape))
-            elif weight.name == "beta":
-                weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-            elif weight.name == "bias":
-                weight.assign(rng.normal(0, 0.1, weight.shape))
-            else:
-                depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-                fan_in = np.prod(weight.shape[:2] if depthwise else weight.shape[:-1])
-                weight.assign(rng.normal(0, np.sqrt(2 / fan_in), weight.shape))
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0
-    network(inputs, training=True)
-    return network
 
 
 def images(count: int, *, seed: int = 0, size: int = SIZE) -> NDArray[np.uint8]:

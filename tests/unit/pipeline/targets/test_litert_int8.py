@@ -17,6 +17,7 @@ from pipeline.errors import UnsupportedModelError
 from pipeline.targets import inspect_model, litert_int8
 from pipeline.targets.litert_graph import RELU6, Graph
 from pipeline.targets.litert_weights import read_weights, write_weights
+from tests.delegation import placement
 
 SIDE = 8
 COUNT = 6
@@ -94,26 +95,6 @@ def by_converter(tmp_path_factory: pytest.TempPathFactory, tflite_builder: Any) 
 def logits(path: Path) -> Any:
     [name] = [Graph.read(path).name(index) for index in Graph.read(path).outputs]
     return np.concatenate([row[name] for row in litert_int8.activations(path, SAMPLES, [name])])
-
-
-def placement(path: Path) -> tuple[int, list[str]]:
-    """How many pieces of the graph XNNPACK runs, and the operations that it does not run."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    operations = interpreter._get_ops_details()
-    pieces = [operation for operation in operations if operation["op_name"] == "DELEGATE"]
-    given = {index for piece in pieces for index in piece["outputs"]}
-    left = []
-    for operation in operations:
-        if operation["op_name"] != "DELEGATE" and not given & set(operation["outputs"]):
-            try:  # inside of a piece, tensors have no memory
-                interpreter.get_tensor(int(operation["outputs"][0]))
-            except ValueError:
-                continue
-            left.append(operation["op_name"])
-    return len(pieces), left
 
 
 def quantized(graph: Graph, name: str) -> tuple[float, int]:
