@@ -24,10 +24,11 @@ from pipeline.stages.base import Tell
 from pipeline.training.backends import accelerator, jit_compile
 from pipeline.training.batches import Images
 from pipeline.training.config import Backend, TrainConfig
+from pipeline.training.epoch import train_epoch
 from pipeline.training.loader import Loader
 from pipeline.training.optimizers import Schedule, make_optimizer
 from pipeline.training.schedules import learning_rate
-from pipeline.training.supervision import EpochPlace, Feed, StepCallbacks, Supervisor
+from pipeline.training.supervision import EpochPlace, Feed, Supervisor
 from pipeline.training.training_model import TrainingModel
 
 Validation = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
@@ -147,15 +148,7 @@ def _train_epoch(model: TrainingModel, loader: Loader, train: TrainConfig, *, ep
         is_due=lambda _, __: False,
         save_every_s=float("inf"),
     )
-    callbacks = StepCallbacks([supervisor], add_history=True, add_progbar=False, model=model, epochs=1, steps=steps)
-    try:
-        model.fit(feed.tuples(), epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
-    except Exception as error:
-        if feed.error is not None:
-            raise feed.error from error
-        raise
-    finally:
-        feed.close()
+    train_epoch(model, feed, supervisor, steps=steps)
     return supervisor
 
 

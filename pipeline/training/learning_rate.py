@@ -200,8 +200,7 @@ def _losses(trial: Trial, rates: Curve) -> Iterator[float]:
 def _train_on(model: TrainingModel, batch: Batch) -> float:
     from pipeline.training.training_model import STEP_LOSS
 
-    weights = () if batch.weights is None else (batch.weights,)
-    logs = model.train_on_batch(batch.inputs, batch.targets, *weights, return_dict=True)
+    logs = model.train_on_batch(*batch.as_keras(), return_dict=True)
     return float(logs[STEP_LOSS])
 
 

@@ -46,6 +46,11 @@ class Batch:
     weights: npt.NDArray[np.float32] | None
     rows: Rows
 
+    def as_keras(self) -> tuple[Any, ...]:
+        """Returns inputs, targets and, where there are any, weights, as Keras takes them."""
+        given = (self.inputs, self.targets)
+        return given if self.weights is None else (*given, self.weights)
+
 
 class Loader:
     """Batches of one process, read ahead.

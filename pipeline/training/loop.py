@@ -1,6 +1,6 @@
 """One training from its first step to its last. Loads Keras: it is imported where a training runs.
 
-Each epoch, or the rest of one that was interrupted, is one call of Keras' `fit`; what happens between steps is in
+The steps of an epoch, or of the rest of one that was interrupted, are in `epoch`; what happens between them is in
 `supervision`.
 """
 
@@ -27,11 +27,12 @@ from pipeline.training.backends import accelerator, is_out_of_memory, resolve_pr
 from pipeline.training.checkpoint import Arrays, CheckpointDirectory, TrainingState, arrays_of
 from pipeline.training.config import Backend, TrainConfig
 from pipeline.training.distribution import Distribution, broadcast, set_up, share_directory
+from pipeline.training.epoch import train_epoch
 from pipeline.training.images import TrainingImages
 from pipeline.training.loader import Batch, Loader
 from pipeline.training.phases import Phase, phase_of
 from pipeline.training.schedules import learning_rate
-from pipeline.training.supervision import EpochPlace, Feed, StepCallbacks, Supervisor
+from pipeline.training.supervision import EpochPlace, Feed, Supervisor
 from pipeline.training.training_model import TrainingModel
 
 Validation = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
@@ -141,7 +142,7 @@ class Training:
         seconds: list[float] = []
         for batch in self.batches():
             started = time.monotonic()
-            model.train_on_batch(batch.inputs, batch.targets, batch.weights)
+            model.train_on_batch(*batch.as_keras())
             seconds.append(time.monotonic() - started)
             if len(seconds) > count:
                 break
@@ -267,22 +268,16 @@ class Training:
         }
 
     def _fit(self, model: TrainingModel, feed: Feed, supervisor: Supervisor, *, steps: int) -> None:
-        # Keras' History is asked for at the end of fit; it sees each epoch, not each step.
-        callbacks = StepCallbacks([supervisor], add_history=True, add_progbar=False, model=model, epochs=1, steps=steps)
         try:
-            model.fit(feed.tuples(), epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
+            train_epoch(model, feed, supervisor, steps=steps)
         except Exception as error:
-            if feed.error is not None:
-                raise feed.error from error
-            if isinstance(error, StageError) or not is_out_of_memory(error):
+            if feed.error is not None or isinstance(error, StageError) or not is_out_of_memory(error):
                 raise
             known = error
         else:
             return
-        finally:
-            feed.close()
         # What the failed step held must be given back before a smaller one is tried, so the error's frames go first.
-        del model, callbacks, supervisor
+        del model, feed, supervisor
         raise self._out_of_memory(str(known.with_traceback(None)))
 
     def _agreed_due(self, step: int, is_due: Callable[[], bool]) -> bool:

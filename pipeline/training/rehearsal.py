@@ -17,9 +17,11 @@ from devices.board.facts import parse_cpu_model
 from models.accounting import count_multiply_adds, count_parameters
 from pipeline.network import PREDICTION_BATCH, predict_logits
 from pipeline.training.backends import accelerator, device_memory
+from pipeline.training.epoch import run_steps
 from pipeline.training.freezing import frozen_layers
 from pipeline.training.loader import Batch, Loader, num_workers
 from pipeline.training.phases import phase_of
+from pipeline.training.training_model import STEP_LOSS
 from pipeline.training.words import augmentation_words, extra_words
 
 if TYPE_CHECKING:
@@ -94,7 +96,8 @@ class _Clock(keras.callbacks.Callback):  # type: ignore[misc]
         self.times.append(time.monotonic())
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Notes a step's end; Keras has waited for the numbers in its logs."""
+        """Waits for a step's end and notes it."""
+        keras.ops.convert_to_numpy(logs[STEP_LOSS])
         self.times.append(time.monotonic())
 
 
@@ -106,13 +109,7 @@ def _step_seconds(trial: Trial, batches: Iterator[Batch], steps: int, *, epoch: 
     repeated = itertools.chain(
         batches, itertools.chain.from_iterable(iter(lambda: trial.training.batches(epoch), None))
     )
-    model.fit(
-        ((batch.inputs, batch.targets, *(() if batch.weights is None else (batch.weights,))) for batch in repeated),
-        steps_per_epoch=wanted,
-        epochs=1,
-        verbose=0,
-        callbacks=[clock],
-    )
+    run_steps(model, (batch.as_keras() for batch in repeated), clock, steps=wanted)
     seconds = np.diff(clock.times).tolist()
     return seconds[0], seconds[1 + _WARM_STEPS :]
 

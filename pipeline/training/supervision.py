@@ -28,17 +28,8 @@ LOOK_BEHIND = 2
 TELL_EVERY_S = 0.25
 
 
-class StepCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
-    """Hands a step's logs on as the backend's arrays; Keras would wait for their numbers in every step."""
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Called after a step was handed to the device."""
-        for callback in self.callbacks:
-            callback.on_train_batch_end(batch, logs)
-
-
 class Feed:
-    """Batches on their way into Keras, which reads ahead in a thread of its own.
+    """Batches on their way into Keras, whose `fit` reads ahead in a thread of its own.
 
     Args:
         batches: Of the loader.
@@ -58,8 +49,7 @@ class Feed:
                 if not self._is_open:
                     return
                 self._rows[step] = batch.rows
-                weights = () if batch.weights is None else (batch.weights,)
-                yield (batch.inputs, batch.targets, *weights)
+                yield batch.as_keras()
         except Exception as error:
             self.error = error
             raise
