@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,39 +25,15 @@ from ruamel.yaml.error import YAMLError
 
 from devices.board.runners import RUNNERS
 from devices.errors import ProfileError
+from devices.transport_config import FakeTransport, LocalTransport, SshTransport, TransportConfig
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 
 LatencyLabel = Literal["measured", "simulated", "predicted"]
-Request = Literal["hello", "facts", "load", "warm_up", "measure", "memory", "predict", "unload"]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LocalTransport(_Frozen):
-    """The board is this machine: a child process of ours."""
-
-    kind: Literal["local"] = "local"
-
-
-class FakeTransport(_Frozen):
-    """There is no board: an agent inside this process with scripted latencies and, on request, faults.
-
-    Attributes:
-        latency_ms: The median of the scripted latencies; each model's digest moves it by up to a quarter.
-        die_on: At the first request of this name the agent ends as if by SIGSEGV.
-        hang_on: At the first request of this name the agent stops answering.
-    """
-
-    kind: Literal["fake"] = "fake"
-    latency_ms: PositiveFloat = 2.0
-    die_on: Request | None = None
-    hang_on: Request | None = None
-
-
-TransportConfig = Annotated[LocalTransport | FakeTransport, Field(discriminator="kind")]
 
 
 class Budgets(_Frozen):
@@ -233,6 +209,7 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
         ("budgets",): Budgets,
         ("transport", "local"): LocalTransport,
         ("transport", "fake"): FakeTransport,
+        ("transport", "ssh"): SshTransport,
     }
     model = tables.get(location)
     keys = tuple(model.model_fields) if model else ()

@@ -20,7 +20,8 @@ from devices.errors import (
     ModelRejectedError,
     RuntimeMissingError,
 )
-from devices.profile import DeviceProfile, FakeTransport
+from devices.profile import DeviceProfile
+from devices.transport_config import FakeTransport
 from devices.transports.base import OnEvent
 
 

@@ -28,7 +28,8 @@ from devices.measurement import (
     benchmark,
     predict,
 )
-from devices.profile import DeviceProfile, FakeTransport, load_profile
+from devices.profile import DeviceProfile, load_profile
+from devices.transport_config import FakeTransport
 from devices.transports import TRANSPORTS, open_transport
 
 SETTINGS = BenchmarkSettings(

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import pytest
 
 from devices.errors import ProfileError
-from devices.profile import FakeTransport, list_profiles, load_profile
+from devices.profile import list_profiles, load_profile
+from devices.transport_config import FakeTransport
 
 FULL = """
 name: board
