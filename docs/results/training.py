@@ -49,8 +49,9 @@ WORK = HERE.parents[1] / "runs" / "results" / "training"
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "efficientnet_b0")
 UNCHANGED = {"crop": None, "shift": 0.0, "flip": False, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
-"""No augmentation: three epochs are too few for it to pay. In a training each, MobileNetV3-small had 53.2 % of cifar10's
-validation images right with it left out, 46.5 % with shifts and flips, 39.8 % with the preset's crops and colors."""
+"""No augmentation: three epochs are too few for it to pay. In a training each, MobileNetV3-small had 53.2 % of the
+validation images of cifar10 right with it left out, 46.5 % with shifts and flips, 39.8 % with the preset's crops and
+colors."""
 DATASETS: dict[str, dict[str, Any]] = {
     "tiny_imagenet_20": {"size": [64, 64], "epochs": {"efficientnet_lite0": 20, "efficientnet_b0": 20}, "default": 30},
     "cifar10": {
