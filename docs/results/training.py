@@ -58,7 +58,7 @@ DATASETS: dict[str, dict[str, Any]] = {
         "size": [32, 32],
         "epochs": {},
         "default": 3,
-        "train": {"warmup_epochs": 0.5, "augmentation": UNCHANGED},
+        "train": {"learning_rate": 0.001, "warmup_epochs": 0.5, "augmentation": UNCHANGED},
     },
 }
 """Fewer epochs for the larger networks, so that each training takes less than 40 minutes of one core."""
