@@ -112,7 +112,7 @@ async def _listen(server: SshServer, host_key: Any, client_key: Any) -> Any:
         def connection_made(self, conn: Any) -> None:
             server.connections.append(conn)
 
-        def begin_auth(self, username: str) -> bool:
+        def begin_auth(self, _: str) -> bool:
             return True
 
         def connection_requested(self, *_: Any) -> bool:

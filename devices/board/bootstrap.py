@@ -9,6 +9,7 @@ start {source, directory, silence_s}          -> what the board is, see `describ
 ping
 hold {who} / release                          -> `held`, and who holds the board where it is held
 installed {names}                             -> versions by name, null where a package is missing
+room {size, reserve}                          -> nothing, or the error NoSpace
 offer {folder, name, sha256, size, reserve}   -> `path`, `whole`, and the `offset` to go on from
 write {sha256, offset, data}                  -> `offset`; `data` is Base64
 finish {sha256}                               -> nothing; the file is visible from here on
@@ -155,6 +156,7 @@ class Courier:
             "hold": self._hold,
             "release": self._release,
             "installed": lambda params: {name: _installed_version(name) for name in params["names"]},
+            "room": lambda params: self._need_space(params["size"], params["reserve"]),
             "offer": self._offer,
             "write": self._write,
             "finish": self._finish,
@@ -398,9 +400,9 @@ def _libc() -> Tuple[str, List[int]]:
             return "glibc", [int(match[1]), int(match[2])]
     for loader in glob.glob("/lib/ld-musl-*.so.1"):
         told = subprocess.run([loader], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False).stderr
-        match = re.search(rb"Version (\d+)\.(\d+)", told)
-        if match:
-            return "musl", [int(match[1]), int(match[2])]
+        told_version = re.search(rb"Version (\d+)\.(\d+)", told)
+        if told_version:
+            return "musl", [int(told_version[1]), int(told_version[2])]
     return "unknown", []
 
 

@@ -11,6 +11,7 @@ from devices.profile import DeviceProfile
 from devices.transport_config import SshTransport
 from devices.transports.process_agent import ProcessAgent
 from devices.transports.ssh_agent import SshAgent, explain_crash, ship_agent
+from devices.transports.ssh_environment import prepare_environment
 from devices.transports.ssh_files import companions, fetch, send_together
 from devices.transports.ssh_link import shared_link, ssh_environment
 
@@ -47,7 +48,8 @@ class SshDevice:
         link = self._link
         with contextlib.ExitStack() as stack:
             stack.enter_context(link.hold())
-            remote = [link.python, "-I", ship_agent(link), link.board["lifeline"], ""]
+            packages = prepare_environment(link, self._profile)
+            remote = [link.python, "-I", ship_agent(link), link.board["lifeline"], packages]
             command = shlex.join(remote)
             try:
                 agent = ProcessAgent(link.command(remote), env=ssh_environment(), device=self._profile.name)

@@ -100,10 +100,18 @@ def unpack(link: SshLink, folder: str, archives: list[Path], *, wheels: bool) ->
     Returns:
         The path of the folder there.
     """
+    room = {"size": sum(map(_needed_bytes, archives)), "reserve": RESERVE_BYTES}
+    link.request("room", room)
     sent = [send_together(link, [archive])[archive.name] for archive in archives]
     params = {"folder": folder, "archives": sent, "wheels": wheels, "reserve": RESERVE_BYTES}
     answer = wait_while_busy(lambda: link.request("unpack", params, timeout_s=_UNPACK_TIMEOUT_S), folder)
     return str(answer["path"])
+
+
+def _needed_bytes(archive: Path) -> int:
+    """Of the archive and of what it unpacks to, which lie on the board side by side for a while."""
+    with zipfile.ZipFile(archive) as source:
+        return archive.stat().st_size + sum(member.file_size for member in source.infolist())
 
 
 @cache

@@ -26,7 +26,7 @@ LOADER = (
     'n = {"__name__": "bootstrap"}; exec(compile(q["params"].pop("source"), "bootstrap.py", "exec"), n); '
     'n["main"](q, r.peek() or b"")'
 )
-"""Runs `devices/board/bootstrap.py`, whose source comes with the first request; Python 3.4 too reads up to the check."""
+"""Runs `devices/board/bootstrap.py`, whose source comes with the first request. Python 3.4 too can read it."""
 
 _LOST_STATUS = 255
 _SHELL_ENDINGS = {126: "can't be run", 127: "does not exist"}
