@@ -284,7 +284,9 @@ class Courier:
                         ) from error
                     raise
         for archive in params["archives"]:
-            shutil.rmtree(os.path.dirname(archive), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.unlink(archive)
+                os.rmdir(os.path.dirname(archive))
         return {"path": target}
 
     def _digest_of(self, path: str) -> Tuple[int, str]:
