@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import devices.board
-from devices.errors import AgentCrashedError, ConnectionFailedError
+from devices.errors import AgentCrashedError, AgentTimeoutError, ConnectionFailedError
 from devices.peer import PeerDiedError, describe_end
 from devices.transports.base import OnEvent
 from devices.transports.process_agent import ProcessAgent
@@ -54,6 +54,11 @@ class SshAgent:
             )
         except AgentCrashedError as error:
             raise explain_crash(error, self._place, self._command) from error
+        except AgentTimeoutError:
+            # The client is ended, but the process that shares its connection holds on to the agent's standard input
+            # until our end of it is closed.
+            self._agent.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self

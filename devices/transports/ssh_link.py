@@ -204,7 +204,7 @@ class SshLink:
             arguments = client.command([self.python, "-I", "-c", LOADER], master=True)
             process = JsonLinesProcess(arguments, env=ssh_environment(), name=f"ssh to {self.place}")
             params = {
-                "source": Path(bootstrap.__file__).read_text(encoding="utf-8"),
+                "source": courier_source(),
                 "directory": self.transport.directory,
                 "silence_s": 4 * self.transport.keep_alive_s + 30,
             }
@@ -277,6 +277,11 @@ def close_links() -> None:
     atexit.unregister(close_links)
     for link in links:
         link.close()
+
+
+def courier_source() -> str:
+    """The source that is sent with the first request."""
+    return Path(bootstrap.__file__).read_text(encoding="utf-8")
 
 
 def ssh_environment() -> dict[str, str]:
