@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +31,10 @@ from devices.errors import (
 from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
 from devices.profile import DeviceProfile
 from devices.transport_config import SshTransport
-from devices.transports import open_transport, ssh_files
+from devices.transports import open_transport, ssh_agent, ssh_files
 from devices.transports.ssh_link import SshLink, close_links, shared_link
 from tests.ssh_server import SshServer, serve
+from tests.wheels import write_wheel
 
 SETTINGS = BenchmarkSettings(min_count=10, min_time_s=0.01, warm_up_count=1, warm_up_time_s=0.0)
 BIG = 5 * ssh_files._BLOCK_BYTES + 1000
@@ -441,13 +440,46 @@ time.sleep(1000)
     assert not any(path.exists() for path in left)
 
 
-def test_an_old_environment_variable_does_not_reach_the_board(server: SshServer) -> None:
-    """Packages of the user's own do not mix with ours: the board's Python runs isolated."""
+def test_runtimes_are_sent_once_into_an_environment_of_their_own(
+    server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = {"ai_edge_litert/__init__.py": "", "space/one.py": "", "tool-1.data/scripts/tool": "#!python\n"}
+    write_wheel(tmp_path / "house", "ai-edge-litert", "99.0", requires=["tool"], files=files)
+    write_wheel(tmp_path / "house", "tool", "1", files={"space/two.py": "", "tool-1.data/scripts/tool": "#!python\n"})
+    (server.root / "envs" / ".making-999").mkdir(parents=True)
+    board = profile(server, wheelhouse=str(tmp_path / "house"))
+    board = board.model_copy(update={"runtimes": {"litert": "ai-edge-litert>=99"}, "preference": ("litert",)})
+    with open_transport(board).start_agent() as agent:
+        assert agent.request("facts")["runtimes"]["ai-edge-litert"]["version"] == "99.0"
+    (environment,) = (path for path in (server.root / "envs").iterdir() if path.name != ".lock")
+    assert {path.name for path in (environment / "site-packages" / "space").iterdir()} == {"one.py", "two.py"}
+    assert os.access(environment / "bin" / "tool", os.X_OK)
+    assert list((server.root / "files").iterdir()) == []
+    close_links()
+    offsets = cut_at(monkeypatch, "write")
+    with open_transport(board).start_agent() as agent:
+        assert agent.request("facts")["runtimes"]["ai-edge-litert"]["version"] == "99.0"
+    assert offsets == []
+
+
+def test_a_board_without_room_for_the_runtimes(
+    server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_wheel(tmp_path / "house", "tiny-rt", "1")
+    board = profile(server, wheelhouse=str(tmp_path / "house")).model_copy(update={"runtimes": {"fake": "tiny-rt"}})
+    monkeypatch.setattr(ssh_agent, "RESERVE_BYTES", 1 << 60)
+    with pytest.raises(StorageFullError):
+        open_transport(board).start_agent()
+    assert list((server.root / "envs").iterdir()) == []
+
+
+def test_packages_of_the_user_do_not_mix_with_ours(server: SshServer) -> None:
+    """The board's Python runs isolated."""
     packages = server.home / "odd"
     packages.mkdir()
     (packages / "numpy.py").write_text("raise RuntimeError('another numpy')")
     server.environment["PYTHONPATH"] = str(packages)
     with open_transport(profile(server)).start_agent() as agent:
         assert agent.request("hello")["protocol"]
-    assert all("-I" in json.dumps(command) for command in server.commands)
-    shutil.rmtree(packages)
