@@ -254,7 +254,8 @@ class SshLink:
         kind = _REPLY_ERRORS.get(error.kind, DeviceError)
         own = error.kind in {*_REPLY_ERRORS, "Refused"}
         message = error.message if own else f"{error.kind}: {error.message}"
-        return kind(f"{self.place} refuses '{error.method}': {message}", details=error.details)
+        details = f"{error.details}\nthe end of both streams:\n{error.stderr_tail}".strip()
+        return kind(f"{self.place} refuses '{error.method}': {message}", details=details)
 
 
 _links: dict[tuple[int, SshTransport, str], SshLink] = {}
@@ -309,5 +310,15 @@ def _remove_stale_directories() -> None:
     for path in Path(_short_directory()).glob(f"{_PREFIX}*-*"):
         number = path.name.removeprefix(_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
-            if number.isdigit() and path.stat().st_uid == os.getuid() and not Path(f"/proc/{number}").exists():
+            if number.isdigit() and path.stat().st_uid == os.getuid() and not _lives(int(number)):
                 shutil.rmtree(path)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

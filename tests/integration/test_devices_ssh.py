@@ -292,6 +292,18 @@ def test_a_host_in_between(server: SshServer) -> None:
     assert Path(device.put(__file__)).read_bytes() == Path(__file__).read_bytes()
 
 
+def test_the_command_line_says_what_happened(server: SshServer, tmp_path: Path) -> None:
+    (server.directory / "known_hosts").write_text("")
+    (tmp_path / "board.yaml").write_text(profile(server).model_dump_json(exclude_none=True))
+    command = [sys.executable, "-m", "pipeline.cli", "devices", "facts", str(tmp_path / "board.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "Error: the host key of tester@127.0.0.1" in done.stderr
+    assert f"command: {sys.executable} on tester@127.0.0.1" in done.stderr
+    assert "Host key verification failed." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_client(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(DeviceError, match="apt install openssh-client"):

@@ -136,6 +136,22 @@ def test_names_of_couriers_that_are_gone_are_removed(root: Path) -> None:
     assert names == {Path(living.lifeline).name, Path(third.lifeline).name}
 
 
+def test_what_nobody_used_for_long_is_removed(root: Path) -> None:
+    courier = Courier(str(root))
+    ask(courier, "offer", **OFFER)
+    write(courier, DATA)
+    ask(courier, "finish", sha256=SHA256)
+    for name in ("files/old", "envs/old", "incoming/old"):
+        (root / name).mkdir()
+    long_ago = root.stat().st_mtime - 100 * 86400
+    for path in [*root.glob("files/*"), *root.glob("envs/*"), *root.glob("incoming/*")]:
+        os.utime(path, (long_ago, long_ago))
+    assert ask(courier, "offer", **OFFER)["whole"]
+    Courier(str(root))
+    assert [path.name for path in root.glob("files/*")] == [SHA256]
+    assert [*root.glob("envs/*"), *root.glob("incoming/*")] == []
+
+
 def make_wheel(path: Path, files: dict[str, str], *, executable: str = "") -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in files.items():
