@@ -208,7 +208,7 @@ def test_a_half_made_folder_is_removed_the_next_time(root: Path, tmp_path: Path)
     (half_made / "x").write_text("")
     folder = "envs/0123456789abcdef"
     assert ask(courier, "find", folder=folder) == {"path": None}
-    bad = make_wheel(tmp_path / "bad-1-py3-none-any.whl", {"../x": ""})
+    bad = make_wheel(tmp_path / "bad-1-py3-none-any.whl", {"good.py": "", "../x": ""})
     with pytest.raises(Refused):
         ask(courier, "unpack", folder=folder, archives=[str(bad)], wheels=True, reserve=0)
     assert {path.name for path in (root / "envs").iterdir()} == {".lock"}
