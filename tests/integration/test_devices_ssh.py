@@ -33,7 +33,7 @@ from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, 
 from devices.profile import DeviceProfile
 from devices.transport_config import SshTransport
 from devices.transports import open_transport, ssh_agent, ssh_files
-from devices.transports.ssh_link import SshLink, close_links, shared_link
+from devices.transports.ssh_link import SshLink, close_links, courier_sources, shared_link
 from tests.ssh_server import SshServer, serve
 from tests.wheels import write_wheel
 
@@ -432,10 +432,11 @@ def test_a_connection_that_broke_meanwhile_is_made_again(server: SshServer, tmp_
 def test_a_host_that_stays_silent_is_given_up(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The board's side of a pulled cable: the connection looks whole, but nothing comes any more."""
     monkeypatch.setattr(SshLink, "_keep_alive", lambda *_: None)
-    source = Path(ssh_files.__file__).parents[1] / "board" / "bootstrap.py"
-    shorter = source.read_text().replace('float(start["params"]["silence_s"])', "1.0")
+    sources = courier_sources()
+    shorter = sources["modules"]["courier"].replace('float(start["params"]["silence_s"])', "1.0")
     assert "silence_s = 1.0" in shorter
-    monkeypatch.setattr("devices.transports.ssh_link.courier_source", lambda: shorter)
+    sources["modules"]["courier"] = shorter
+    monkeypatch.setattr("devices.transports.ssh_link.courier_sources", lambda: sources)
     device = open_transport(profile(server))
     agent = device.start_agent()
     pid = agent.request("hello")["pid"]
