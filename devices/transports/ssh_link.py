@@ -167,7 +167,7 @@ class SshLink:
 
     def _wait_for_board(self) -> None:
         deadline = time.monotonic() + self.transport.lock_timeout_s
-        who = f"{getpass.getuser()}@{socket.gethostname()} (process {os.getpid()})"
+        who = f"{_user()}@{socket.gethostname()} (process {os.getpid()})"
         told = ""
         while True:
             answer = self.request("hold", {"who": who})
@@ -291,6 +291,13 @@ def courier_sources() -> dict[str, Any]:
 def ssh_environment() -> dict[str, str]:
     """The environment of the client: ours, but no window may pop up and ask."""
     return {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return f"user {os.getuid()}"
 
 
 def _describe_holder(answer: Mapping[str, Any]) -> str:
