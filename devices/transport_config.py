@@ -51,6 +51,7 @@ class SshTransport(_Frozen):
         wheelhouse: A directory on this machine with wheels for the board; None fetches them from the package index.
         connect_timeout_s: For one connection.
         keep_alive_s: After so long without a sign of life the client asks for one; after three in vain it ends.
+        lock_timeout_s: How long to wait for somebody else who uses the board.
     """
 
     kind: Literal["ssh"] = "ssh"
@@ -59,11 +60,12 @@ class SshTransport(_Frozen):
     port: int | None = Field(default=None, ge=1, le=65535)
     identity_file: str | None = None
     known_hosts: str | None = None
-    jump: tuple[str, ...] = ()
+    jump: tuple[Annotated[str, Field(pattern=r"^[^-\s,][^\s,]*$")], ...] = ()
     directory: str = Field(default=".edgeship", pattern=r"^[A-Za-z0-9._/-]+$")
     wheelhouse: str | None = None
     connect_timeout_s: PositiveFloat = 10.0
     keep_alive_s: PositiveInt = 15
+    lock_timeout_s: PositiveFloat = 3600.0
 
 
 TransportConfig = Annotated[LocalTransport | FakeTransport | SshTransport, Field(discriminator="kind")]

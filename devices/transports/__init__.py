@@ -8,10 +8,12 @@ from devices.profile import DeviceProfile
 from devices.transports.base import Agent, Transport
 from devices.transports.fake import FakeDevice
 from devices.transports.local import LocalDevice
+from devices.transports.ssh import SshDevice
 
 TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
     "fake": FakeDevice,
     "local": LocalDevice,
+    "ssh": SshDevice,
 }
 """By the `kind` of a profile's transport."""
 
