@@ -5,7 +5,8 @@
     ├── ModelRejectedError           2   the runtime raised while it loaded the file: bad file, wrong digest
     ├── AgentCrashedError            3   the agent's process ended without an answer
     ├── AgentTimeoutError            3   the agent did not answer in time and was ended
-    └── RuntimeMissingError          3   the runtime is not installed on the device
+    ├── RuntimeMissingError          3   the runtime is not installed on the device
+    └── ResultsError                 2   the file of results can't be read or written
 
 `pipeline.errors` holds the errors of the host side; `devices` never imports `pipeline`.
 """
@@ -55,6 +56,12 @@ class RuntimeMissingError(DeviceError):
     """The runtime that a model needs is not installed on the device."""
 
 
+class ResultsError(DeviceError):
+    """The file of results can't be read or written."""
+
+    exit_code = 2
+
+
 ERRORS: dict[str, type[DeviceError]] = {
     error.__name__: error
     for error in (
@@ -64,6 +71,7 @@ ERRORS: dict[str, type[DeviceError]] = {
         AgentCrashedError,
         AgentTimeoutError,
         RuntimeMissingError,
+        ResultsError,
     )
 }
 """By name, so that an error recorded in a result or sent by a stage's process is raised again as itself."""
