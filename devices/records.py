@@ -41,7 +41,7 @@ class Case(_Frozen):
         num_threads: None takes the profile's.
         input_shapes: By the input's name its whole shape, where the file leaves dimensions free. Without an
             entry a free first dimension is 1, and no other may be free.
-        image: Measures the whole way of an image beside the inference alone; None measures that alone.
+        image: Measures the whole way of `min_count` images beside the inference alone; None measures that alone.
     """
 
     id: str

@@ -121,7 +121,7 @@ def profile_lines(profiles: Mapping[str, Mapping[str, Any]], *, most: int = 12) 
     """Where operations run, and those that take most of the time."""
     lines = []
     for name, found in profiles.items():
-        lines += ["", f"Where the operations of {name} run:"]
+        lines += ["", *_wrapped(f"Where the operations of {name} run:", "  ", first="")]
         if not found["layers"]:
             lines += _wrapped(f"not known: {found['reason']}", "  ")
             continue

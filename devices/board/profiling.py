@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import tempfile
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .errors import AgentError
 from .runners import RUNNERS
@@ -39,7 +40,7 @@ def profile(
         make_inputs: What makes a set of inputs.
 
     Returns:
-        `layers`: in the order of execution each `name`, `operation`, `where` it runs and `ms` (the average of the
+        `layers`: in the order of execution each `name`, `operation`, `where` it runs and `ms` (the median of the
         inferences, or None); `partitions`: into how many pieces a delegate takes the graph, None where the runtime
         has none; `operations` of the graph as the runtime runs it; `delegated_share` of them, 0..1, that run where
         they are fast: in XNNPACK (LiteRT), in a primitive that is not the reference one (OpenVINO); None where the
@@ -102,7 +103,7 @@ def parse_onnxruntime(events: Sequence[Mapping[str, Any]], *, skip: int) -> List
         nodes[node] = given.get("op_name", ""), given.get("provider", "")
         times.setdefault(node, []).append(float(event["dur"]) / 1000)
     return [
-        {"name": node, "operation": operation, "where": where, "ms": _mean(times[node][skip:])}
+        {"name": node, "operation": operation, "where": where, "ms": _median(times[node][skip:])}
         for node, (operation, where) in nodes.items()
     ]
 
@@ -124,7 +125,7 @@ def _profile_openvino(path: str, num_threads: int, inputs: List[Any], count: int
                 nodes[info.node_name] = info.node_type, info.exec_type
                 times.setdefault(info.node_name, []).append(info.real_time.total_seconds() * 1000)
     layers = [
-        {"name": name, "operation": operation, "where": where, "ms": _mean(times[name])}
+        {"name": name, "operation": operation, "where": where, "ms": _median(times[name])}
         for name, (operation, where) in nodes.items()
         if operation not in {"Parameter", "Result", "Constant"}
     ]
@@ -185,5 +186,5 @@ def litert_placement(operations: Sequence[Mapping[str, Any]], get_tensor: Callab
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _median(values: Sequence[float]) -> Optional[float]:
+    return statistics.median(values) if values else None
