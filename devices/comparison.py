@@ -112,20 +112,24 @@ def compare(case: str, baseline: str, session_ratios: Sequence[float], *, confid
 
 
 def compare_recorded(
-    case: str, baseline: str, latencies_ms: Sequence[float], baseline_ms: Sequence[float]
+    case: str, baseline: str, latencies_ms: Sequence[float], baseline_ms: Sequence[float], *, allowance: float
 ) -> Comparison:
     """The verdict on two results that were measured at different times, from the medians of their sessions.
 
-    Nothing that the machine did in between can be taken out, so this needs more of a difference than `compare`.
+    Sessions of one run share the state of the machine, and nothing that it did between two runs can be taken out: so
+    the interval is widened by what two runs of one file may differ.
 
     Args:
         case: What is compared, for people.
         baseline: With what.
         latencies_ms: Of each session.
         baseline_ms: The same of the other.
+        allowance: For the difference of two runs; 0.03 is 3 % to both sides.
     """
     new, old = (np.log(np.asarray(values, np.float64)) for values in (latencies_ms, baseline_ms))
     center, interval = rank_sum_interval(new, old, confidence=RECORDED_CONFIDENCE)
+    if interval is not None:
+        interval = interval[0] - math.log1p(allowance), interval[1] + math.log1p(allowance)
     sessions = min(len(new), len(old))
     return Comparison(
         case=case,

@@ -13,7 +13,7 @@ from devices.records import DeviceSample
 from devices.transports import Agent
 
 _TIMEOUT_S = 60.0
-_BUSY_SHARE = 0.25
+BUSY_SHARE = 0.25
 _SLOWDOWN_RATIO = 1.1
 _LEAST_BLOCKS = 5
 """Quarters of fewer blocks say nothing about a trend."""
@@ -85,7 +85,7 @@ def warnings_before(facts: dict[str, Any]) -> list[str]:
     """What makes the numbers worse than the device from the start."""
     warnings = []
     busy = facts["cpu_busy_share"]
-    if busy is not None and busy > _BUSY_SHARE:
+    if busy is not None and busy > BUSY_SHARE:
         warnings.append(f"the device is busy: other programs use {busy:.0%} of its cores; latencies will be too long")
     if facts["governor"] == "powersave":
         warnings.append("the CPU's governor is 'powersave'; latencies will be too long")

@@ -157,6 +157,7 @@ class CaseResult(_Frozen):
         stopped_by: "target" where `min_count` and `min_time_s` were reached; "precision" where the interval of p90 is
             as narrow as was asked besides; "max_time" where one of these was not reached in time.
         throughput_per_s: Inferences in a second, one after another: their number by the sum of their times.
+        session_p5_ms: The 5th percentile of each session, which other programs on the device hardly move.
         session_p50_ms: The median of each session.
         end_to_end: None where no image was given.
         cores: Those that the agent kept to; None where it was left to the device.
@@ -184,6 +185,7 @@ class CaseResult(_Frozen):
     latency_ms: LatencySummary | None = None
     stopped_by: Literal["target", "precision", "max_time"] | None = None
     throughput_per_s: float | None = None
+    session_p5_ms: tuple[float, ...] = ()
     session_p50_ms: tuple[float, ...] = ()
     end_to_end: EndToEnd | None = None
     cores: tuple[int, ...] | None = None

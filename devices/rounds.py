@@ -74,6 +74,7 @@ class _Running:
     image: str | None = None
     count: int = 0
     seconds: float = 0.0
+    image_seconds: float = 0.0
     checked_count: int = 0
     precise: bool = False
     stopped_by: StoppedBy | None = None
@@ -189,11 +190,16 @@ class Bench:
             track.energy_uj += answer["energy_uj"] or 0
             image = track.case.image
             if image is not None and track.image_count < settings.min_count:
-                params = {"path": running.image, "preprocess": image.preprocess, "transform": image.transform}
+                params: dict[str, Any] = {
+                    "path": running.image,
+                    "preprocess": image.preprocess,
+                    "transform": image.transform,
+                }
                 params = {**limits, **params, "settle_count": 1}
                 whole = running.agent.request("measure_image", params, timeout_s=timeout_s)
                 track.decoder = whole["decoder"]
                 track.stages.append(whole["stages_ns"])
+                running.image_seconds += sum(map(sum, whole["stages_ns"].values())) / 1e9
             running.stopped_by = self._verdict(running)
             if running.stopped_by is None or settings.together:
                 return True
@@ -217,7 +223,8 @@ class Bench:
     def _verdict(self, running: _Running) -> StoppedBy | None:
         """What ends the case in this session; None while it goes on."""
         settings = self._settings
-        if running.count >= settings.min_count and running.seconds >= settings.min_time_s:
+        images = running.track.case.image is None or running.track.image_count >= settings.min_count
+        if images and running.count >= settings.min_count and running.seconds >= settings.min_time_s:
             if settings.precision is None:
                 return "target"
             if not running.precise and running.count >= _CHECK_GROWTH * running.checked_count:
@@ -227,7 +234,7 @@ class Bench:
                 running.precise = relative_half_width(interval) <= settings.precision
             if running.precise:
                 return "precision"
-        return "max_time" if running.seconds >= settings.max_time_s else None
+        return "max_time" if max(running.seconds, running.image_seconds) >= settings.max_time_s else None
 
     def _end(self, running: _Running) -> None:
         """Ends a case's session; the last one makes its result."""
@@ -252,11 +259,8 @@ class Bench:
             path=case.path,
             latency_ms=summarize(blocks, seed=self._settings.seed),
             throughput_per_s=count * 1e9 / total_ns,
-            session_p50_ms=tuple(
-                percentile([latency for block in session.values() for latency in block], 50) / 1e6
-                for session in track.sessions
-                if session
-            ),
+            session_p5_ms=_of_sessions(track, 5),
+            session_p50_ms=_of_sessions(track, 50),
             end_to_end=self._end_to_end(track),
             energy_mj=None if track.energy_reason else track.energy_uj / 1000 / count,
             energy_reason=track.energy_reason,
@@ -301,6 +305,15 @@ class Bench:
                 exit_code=error.exit_code,
             ),
         )
+
+
+def _of_sessions(track: Track, percent: float) -> tuple[float, ...]:
+    """A percentile of each session, in milliseconds."""
+    return tuple(
+        percentile([latency for block in session.values() for latency in block], percent) / 1e6
+        for session in track.sessions
+        if session
+    )
 
 
 def load(

@@ -1011,17 +1011,20 @@ def results_list(text: str | None, last: int, results: Path, as_json: bool) -> N
 @command(results_group, "compare")
 @click.option("--model", "text", help="Only cases whose name holds this text.")
 @click.option("--base", metavar="COMMIT", help="Compare with results of this commit, not of the last other one.")
+@click.option("--all", "every", is_flag=True, help="All cases, not only those of the newest run.")
 @click.option("--fail-on-slowdown", is_flag=True, help="Exit with 1 where a case is slower.")
 @_RESULTS
 @_JSON
-def results_compare(text: str | None, base: str | None, fail_on_slowdown: bool, results: Path, as_json: bool) -> None:
-    """Compare the newest result of each case with that of the last commit, on the same machine.
+def results_compare(
+    text: str | None, base: str | None, every: bool, fail_on_slowdown: bool, results: Path, as_json: bool
+) -> None:
+    """Compare the cases of the newest run with the last commit's results on the same machine.
 
     A verdict needs results of four sessions or more on both sides: edgeship bench --sessions 8.
     """
     from pipeline import measuring, measuring_text
 
-    rows = measuring.comparison_rows(measuring.read(results, text, tell=_warn), base)
+    rows = measuring.comparison_rows(measuring.read(results, text, tell=_warn), base, every=every)
     _print_lines(measuring_text.regression_lines(rows), {"comparisons": rows}, as_json=as_json)
     slower = [row["case"] for row in rows if row["verdict"] == "slower"]
     if slower and fail_on_slowdown:

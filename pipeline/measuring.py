@@ -292,8 +292,16 @@ def csv_of(records: Sequence[ResultRecord]) -> str:
     return to_csv(records)
 
 
-def comparison_rows(records: Sequence[ResultRecord], base_commit: str | None) -> list[dict[str, Any]]:
-    """The newest result of each case beside an older one of the same machine, see `compare_results`."""
+def comparison_rows(
+    records: Sequence[ResultRecord], base_commit: str | None, *, every: bool = False
+) -> list[dict[str, Any]]:
+    """The newest result of each case beside an older one of the same machine, see `compare_results`.
+
+    Args:
+        records: In the order of time.
+        base_commit: See `compare_results`.
+        every: All cases, not only those of the newest run.
+    """
     return [
         {
             "case": newest.case.id,
@@ -306,4 +314,5 @@ def comparison_rows(records: Sequence[ResultRecord], base_commit: str | None) ->
             **found.model_dump(mode="json", exclude={"case", "baseline", "session_ratios"}),
         }
         for newest, base, found in compare_results(records, base_commit=base_commit)
+        if every or newest.run == records[-1].run
     ]

@@ -68,7 +68,8 @@ class BenchmarkStage(Stage):
         judged = signature.metric is not None and "data" in inputs
         samples = split_samples(inputs["data"], "test", signature) if judged else None
         confidence_map = read_confidence_map(str(inputs["calibrate"]))
-        result = benchmark(self.profile, cases, self.benchmark.settings(), tell=tell).model_dump(mode="json")
+        settings = self.benchmark.settings().model_copy(update={"runtime_memory": True})
+        result = benchmark(self.profile, cases, settings, tell=tell).model_dump(mode="json")
         for case, measured in zip(cases, result["cases"], strict=True):
             if measured["error"] is None and samples is not None:
                 here = inputs.get(f"verify/{case.id}")

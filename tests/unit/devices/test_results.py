@@ -34,7 +34,13 @@ FACTS: dict[str, Any] = {"cpu_model": "Cortex-A72", "architecture": "aarch64", "
 
 
 def result(
-    p50_ms: float = 2.0, *, case: str = "m", sessions: int = 8, sha256: str = "a" * 64, **facts: Any
+    p50_ms: float = 2.0,
+    *,
+    case: str = "m",
+    sessions: int = 8,
+    sha256: str = "a" * 64,
+    p5_ms: float | None = None,
+    **facts: Any,
 ) -> BenchmarkResult:
     latencies = [[int(p50_ms * 1e6 * (1 + 0.002 * index)) for index in range(40)] for _ in range(sessions)]
     measured = CaseResult(
@@ -47,6 +53,7 @@ def result(
         files=({"name": "m", "sha256": sha256, "size_bytes": 7},),
         model={"runtime": "litert", "package": "ai-edge-litert", "version": "2.3.0", "inputs": [], "outputs": []},
         latency_ms=summarize(latencies, seed=0),
+        session_p5_ms=tuple((p5_ms or p50_ms) * (1 + 0.001 * index) for index in range(sessions)),
         session_p50_ms=tuple(p50_ms * (1 + 0.001 * index) for index in range(sessions)),
     )
     error = CaseError(kind="DeviceError", message="no", exit_code=3)
@@ -252,6 +259,15 @@ def test_changes_that_are_not_committed_are_compared_with_their_own_commit() -> 
     assert compare_results([record(2.0), record(2.0)]) == []
     alone = record(2.0, commit=None, dirty=None)
     assert compare_results([alone, record(2.0, commit=None, dirty=None)])[0][1] == alone
+
+
+def test_a_busy_device_is_compared_by_what_load_hardly_moves() -> None:
+    old = record(2.0, commit="a" * 40)
+    busy = record(4.0, p5_ms=2.1, cpu_busy_share=0.9)
+    assert compare_results([old, busy])[0][2].verdict == "can't tell"
+    slow = record(4.0, p5_ms=2.4, cpu_busy_share=0.9)
+    assert compare_results([old, slow])[0][2].verdict == "slower"
+    assert compare_results([old, record(2.05)])[0][2].verdict == "can't tell"  # within what two runs may differ
 
 
 def test_csv_has_a_line_for_each_result() -> None:
