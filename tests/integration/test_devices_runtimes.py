@@ -205,6 +205,9 @@ def test_where_operations_run(placement: Placement, models: Path) -> None:
     assert all(layer["where"] for layer in layers)
     assert all((layer["ms"] is not None) == placement.timed for layer in layers)
     assert (found["reason"] is None) == placement.timed
+    if placement.runtime == "onnxruntime":
+        assert {layer["where"] for layer in layers} == {"CPUExecutionProvider"}
+        assert found["delegated_share"] == 1
     if placement.runtime == "litert":
         where = {layer["operation"]: layer["where"] for layer in layers}
         assert where["CONV_2D"] == where["FULLY_CONNECTED"] == "XNNPACK"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_intervals_are_wider_under_a_load_that_drifts() -> None:
 @given(st.lists(st.lists(st.floats(0.1, 100), min_size=1, max_size=8), min_size=1, max_size=12))
 def test_intervals_of_higher_percentiles_lie_higher(blocks: list[list[float]]) -> None:
     found = percentile_intervals(blocks, [50.0, 90.0, 99.0], seed=0, resamples=50)
-    for (low, high), (next_low, next_high) in zip(found, found[1:], strict=False):
+    for (low, high), (next_low, next_high) in itertools.pairwise(found):
         assert low <= next_low * (1 + 1e-9)
         assert high <= next_high * (1 + 1e-9)
 

@@ -254,6 +254,13 @@ def test_a_run_adds_what_it_measured_and_a_cached_one_nothing(finished: Any) -> 
     assert len(read_results(finished.runs / "results.jsonl").records) == 6
 
 
+def test_a_share_that_can_not_be_told_breaks_its_gate(finished: Any) -> None:
+    outcome = finished.edgeship("run", "tiny.yaml", "--set", "gates.min_delegated_share=0.5", "--json")
+    assert outcome.code == 1
+    assert "min_delegated_share was not measured and breaks the limit 0.5" in outcome.stderr
+    assert {row["delegated_share"] for row in outcome.json()["benchmarks"]} == {None}
+
+
 def test_minutes_and_sweeps_on_the_command_line(workplace: Any) -> None:
     write_model(workplace.directory / "m.fake")
     worked = workplace.edgeship("bench", "m.fake", "--sustained", "65s", "--device", "fake", "--json").json()
