@@ -159,6 +159,7 @@ class CaseResult(_Frozen):
         throughput_per_s: Inferences in a second, one after another: their number by the sum of their times.
         session_p5_ms: The 5th percentile of each session, which other programs on the device hardly move.
         session_p50_ms: The median of each session.
+        minutes: Of work without a pause, see `devices.sustained.Minute`; `latency_ms` is then of the last.
         end_to_end: None where no image was given.
         cores: Those that the agent kept to; None where it was left to the device.
         energy_mj: Of one inference, in millijoules, with all that the processor did meanwhile.
@@ -187,6 +188,7 @@ class CaseResult(_Frozen):
     throughput_per_s: float | None = None
     session_p5_ms: tuple[float, ...] = ()
     session_p50_ms: tuple[float, ...] = ()
+    minutes: tuple[dict[str, Any], ...] = ()
     end_to_end: EndToEnd | None = None
     cores: tuple[int, ...] | None = None
     energy_mj: float | None = None

@@ -81,7 +81,7 @@ class ResultRecord(BaseModel):
     def group(self) -> tuple[Any, ...]:
         """What two results must have in common to be compared."""
         case = self.case
-        return self.machine, self.device, case.id, case.runtime, case.num_threads, case.cores
+        return self.machine, self.device, case.id, case.runtime, case.num_threads, case.cores, bool(case.minutes)
 
 
 class Results(NamedTuple):

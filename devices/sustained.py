@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from devices.latency import LatencySummary, summarize
-from devices.measurement import BenchmarkSettings, Case
+from devices.measurement import BenchmarkResult, BenchmarkSettings, Case, CaseResult
 from devices.monitor import Monitor, governor
 from devices.profile import DeviceProfile, LatencyLabel
 from devices.records import DeviceSample
@@ -44,7 +44,12 @@ class SustainedCase(BaseModel):
 
     Attributes:
         id: Of the case.
+        runtime: Of the case.
+        path: Of the file on this machine.
         sha256: The digest of the file that ran.
+        size_bytes: See `devices.records.CaseResult`.
+        files: The same.
+        model: The same.
         num_threads: Of one inference.
         cores: Those it kept to; None where it was left to the device.
         minutes: In the order of time.
@@ -54,7 +59,12 @@ class SustainedCase(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
+    runtime: str
+    path: str
     sha256: str
+    size_bytes: int
+    files: tuple[dict[str, Any], ...]
+    model: dict[str, Any]
     num_threads: int
     cores: tuple[int, ...] | None
     minutes: tuple[Minute, ...]
@@ -110,7 +120,12 @@ def sustain(
             done.append(
                 SustainedCase(
                     id=case.id,
+                    runtime=case.runtime,
+                    path=case.path,
                     sha256=loaded["sha256"],
+                    size_bytes=loaded["size_bytes"],
+                    files=tuple(loaded["files"]),
+                    model=loaded["model"],
                     num_threads=loaded["num_threads"],
                     cores=loaded["cores"] and tuple(loaded["cores"]),
                     minutes=minutes,
@@ -123,6 +138,30 @@ def sustain(
         facts=facts,
         seconds=seconds,
         cases=tuple(done),
+    )
+
+
+def as_benchmark(result: SustainedResult, settings: BenchmarkSettings) -> BenchmarkResult:
+    """The result as the file of results takes it: the latencies are those of the last minute."""
+    cases = [
+        CaseResult(
+            **case.model_dump(exclude={"minutes", "slowdown"}),
+            latency_ms=case.minutes[-1].latency_ms,
+            minutes=tuple(minute.model_dump(mode="json") for minute in case.minutes),
+        )
+        for case in result.cases
+    ]
+    return BenchmarkResult(
+        device=result.device,
+        latency_label=result.latency_label,
+        facts=result.facts,
+        load_average_before=result.facts["load_average"],
+        load_average_after=None,
+        frequency_mhz_before=result.facts["frequency_mhz"],
+        frequency_mhz_after=None,
+        warnings=(),
+        settings=settings,
+        cases=tuple(cases),
     )
 
 

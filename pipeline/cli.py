@@ -496,7 +496,10 @@ def bench(
         cases = measuring.with_threads(cases, options.threads)
         if options.sustained_s is not None:
             worked = measuring.work(device, cases, options, tell=progress.show)
+            unwritten = measuring.try_record_work(results, worked, options)
             _print_lines(measuring_text.sustained_lines(worked), worked.model_dump(mode="json"), as_json=as_json)
+            if unwritten is not None:
+                raise unwritten
             return
         result = measuring.measure(device, cases, options, tell=progress.show)
     unwritten = measuring.try_record(results, result)

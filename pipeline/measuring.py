@@ -24,7 +24,7 @@ from devices.measurement import (
 from devices.profile import DeviceProfile
 from devices.records import CaseResult
 from devices.results import ResultRecord, append_results, compare_results, read_results, records_of, to_csv
-from devices.sustained import SustainedResult, sustain
+from devices.sustained import SustainedResult, as_benchmark, sustain
 from pipeline.errors import InputError
 from pipeline.imports.description import InputDescription, ModelDescription
 from pipeline.stages.base import Tell
@@ -189,6 +189,11 @@ def measure(profile: DeviceProfile, cases: Sequence[Case], options: BenchOptions
     if not 2 <= len(cases) <= settings.max_agents:
         raise InputError(f"--compare needs 2 to {settings.max_agents} models, not {len(cases)}.")
     return benchmark_and_compare(profile, cases, settings, tell=tell)
+
+
+def try_record_work(path: Path, result: SustainedResult, options: BenchOptions) -> ResultsError | None:
+    """Adds minutes of work to the file of results, as `try_record` does."""
+    return try_record(path, as_benchmark(result, options.settings()))
 
 
 def work(profile: DeviceProfile, cases: Sequence[Case], options: BenchOptions, *, tell: Tell) -> SustainedResult:

@@ -16,6 +16,9 @@ WIDTH = 100
 _HEADINGS = ("p50 ms", "+-", *(f"{name.replace('_', '.')} ms" for name in list(PERCENTILES)[1:]))
 _MORE = ("per s", "load ms", "first ms", "peak MiB")
 _FIRST = 13
+_CASE = (8, 6, 8, 8, 8, 9, 8, 8, 9, 9)
+_MINUTE = (9, 9, 9, 10, 8, 8, 24)
+"""Widths of the columns after the first."""
 _STOPPED = {
     "target": "count and time reached",
     "precision": "precise enough",
@@ -36,7 +39,8 @@ def bench_lines(result: BenchmarkResult) -> list[str]:
             lines.append(name)
             title = name
         lines += _case_lines(case)
-    lines += [each.sentence() for each in result.comparisons]
+    for each in result.comparisons:
+        lines += _wrapped(each.sentence(), "  ", first="")
     return lines + _device_lines(result)
 
 
@@ -101,7 +105,10 @@ def sustained_lines(result: SustainedResult) -> list[str]:
     """A row for each minute of each model."""
     lines = [f"{result.device} ({result.latency_label}), {result.seconds:g} s without a pause"]
     for case in result.cases:
-        lines += [case.id, _columns("  minute", ["p50 ms", "p90 ms", "p99 ms", "count", "deg C", "MHz", "limited"])]
+        lines += [
+            case.id,
+            _columns("  minute", ["p50 ms", "p90 ms", "p99 ms", "count", "deg C", "MHz", "limited"], _MINUTE),
+        ]
         for number, minute in enumerate(case.minutes, 1):
             state, latency = minute.device, minute.latency_ms
             frequencies = state.frequency_mhz if state else ()
@@ -112,7 +119,7 @@ def sustained_lines(result: SustainedResult) -> list[str]:
                 _whole(max(frequencies)) if frequencies else "-",
                 "-" if state is None or state.throttled is None else ", ".join(state.throttled) or "no",
             ]
-            lines.append(_columns(f"  {number}", cells))
+            lines.append(_columns(f"  {number}", cells, _MINUTE))
         lines.append(f"  the last minute takes {case.slowdown:.3f} times as long as the first")
     return lines
 
@@ -184,9 +191,8 @@ def regression_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _columns(first: str, cells: Sequence[str]) -> str:
-    """One row: the widths add up to 100 columns."""
-    widths = (8, 6, 8, 8, 8, 9, 8, 8, 9, 9)
+def _columns(first: str, cells: Sequence[str], widths: Sequence[int] = _CASE) -> str:
+    """One row that keeps to 100 columns."""
     text = f"{first:{_FIRST}}"
     return text + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
 

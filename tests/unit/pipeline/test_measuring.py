@@ -143,6 +143,7 @@ def test_minutes_and_profiles_fit_100_columns(long_names: list[Case]) -> None:
     lines = sustained_lines(work(load_profile("fake"), long_names[:1], options, tell=lambda _: None))
     assert max(map(len, lines)) <= WIDTH
     assert "the last minute takes 1.0" in lines[-1]
+    assert lines[2].split() == ["minute", "p50", "ms", "p90", "ms", "p99", "ms", "count", "deg", "C", "MHz", "limited"]
     layers = [{"name": "n" * 200, "operation": "Conv", "where": "CPU", "ms": 1.0 + index} for index in range(14)]
     found = {"layers": layers, "partitions": None, "operations": 14, "delegated_share": None, "reason": None}
     nothing = {"layers": [], "partitions": None, "operations": None, "delegated_share": None, "reason": "why " * 40}
@@ -265,6 +266,8 @@ def test_minutes_and_sweeps_on_the_command_line(workplace: Any) -> None:
     write_model(workplace.directory / "m.fake")
     worked = workplace.edgeship("bench", "m.fake", "--sustained", "65s", "--device", "fake", "--json").json()
     assert [round(minute["seconds"]) for minute in worked["cases"][0]["minutes"]] == [60, 5]
+    (kept,) = read_results(workplace.runs / "results.jsonl").records
+    assert len(kept.case.minutes) == 2
     swept = workplace.edgeship("bench", "m.fake", "--threads", "1,2", *QUICK, "--json").json()
     assert [(case["id"], case["num_threads"]) for case in swept["cases"]] == [("m.fake x1", 1), ("m.fake x2", 2)]
     alone = workplace.edgeship("bench", "m.fake", "--compare", *QUICK)
