@@ -35,7 +35,7 @@ _MACHINE_FACTS = ("board_model", "cpu_model", "architecture", "cpu_features", "c
 _RUN_TO_RUN = 0.03
 """Two runs of one file on a quiet machine are within this (the issue's own limit; MLPerf Mobile allows 5 %)."""
 _BUSY_RUN_TO_RUN = 0.10
-"""Measured: the 5th percentile of one file moved by 6 % within minutes beside two other programs."""
+"""A judgement: the shortest inference of one file moved by 6 % within minutes beside other programs."""
 _TAIL_BYTES = 1 << 16
 
 

@@ -19,6 +19,7 @@ from devices.comparison import (
     session_ratio,
     signed_rank_interval,
 )
+from devices.latency import relative_half_width
 
 VALUES = st.lists(st.floats(-10, 10), min_size=1, max_size=12)
 
@@ -74,6 +75,18 @@ def test_copies_of_one_file_are_told_apart_in_at_most_5_of_100_trials(load: Load
     generator = np.random.default_rng(1)
     verdicts = [compare("b", "a", simulate(load, 1.0, generator)).verdict for _ in range(100)]
     assert sum(verdict != "can't tell" for verdict in verdicts) <= 5
+
+
+@pytest.mark.parametrize("load", LOADS, ids=lambda load: load.id)
+def test_adding_sessions_until_the_ratio_is_precise_invents_no_differences(load: Load) -> None:
+    """The rule of `benchmark_and_compare`: looking at the interval's width after each session."""
+    generator, wrong = np.random.default_rng(4), 0
+    for _ in range(100):
+        ratios = simulate(load, 1.0, generator, sessions=24)
+        looks = (compare("b", "a", ratios[:number]) for number in range(10, 25))
+        found = next((look for look in looks if relative_half_width(look.interval) <= 0.01), compare("b", "a", ratios))
+        wrong += found.verdict != "can't tell"
+    assert wrong <= 5
 
 
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.id)
