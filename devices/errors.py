@@ -13,7 +13,8 @@
     ├── StorageFullError             3   the board's storage has no room
     ├── TransferFailedError          3   a file did not arrive whole
     ├── DeviceBusyError              3   somebody else has held the board for too long
-    └── WheelMissingError            3   a package has no wheel for this board
+    ├── WheelMissingError            3   a package has no wheel for this board
+    └── ResultsError                 2   the file of results can't be read or written
 
 `pipeline.errors` holds the errors of the host side; `devices` never imports `pipeline`.
 """
@@ -106,6 +107,12 @@ class WheelMissingError(DeviceError):
     shows_details = True
 
 
+class ResultsError(DeviceError):
+    """The file of results can't be read or written."""
+
+    exit_code = 2
+
+
 ERRORS: dict[str, type[DeviceError]] = {
     error.__name__: error
     for error in (
@@ -123,6 +130,7 @@ ERRORS: dict[str, type[DeviceError]] = {
         TransferFailedError,
         DeviceBusyError,
         WheelMissingError,
+        ResultsError,
     )
 }
 """By name, so that an error recorded in a result or sent by a stage's process is raised again as itself."""
