@@ -562,7 +562,7 @@ def convert(
             store=open_store(store, shared_store),
             tell=progress.show,
         )
-    broken = [GateRow(**row) for each in rows for row in each["gates"] if not row["passed"]]
+    broken = [GateRow(**row) for each in rows for row in each["gates"] if row["passed"] is False]
     failures = [error.message for error in result.failures]
     if as_json:
         click.echo(json.dumps({"model": str(model), "files": rows, "failures": failures}, indent=2))
@@ -580,7 +580,7 @@ def convert(
 
 
 def _converted_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    broken = any(not gate["passed"] for gate in row["gates"])
+    broken = any(gate["passed"] is False for gate in row["gates"])
     parity = row["parity"]
     return (
         Path(row["path"]).name,
@@ -903,38 +903,74 @@ def devices_list(as_json: bool) -> None:
     rows = [(profile.name, profile.transport.kind, profile.latency_label, ", ".join(profile.preference),
              profile.description) for profile in profiles]  # fmt: skip
     _print_table("", ("name", "transport", "latencies", "runtimes", "description"), rows)
+    click.echo("A board is looked for under its name; devices doctor NAME says how to tell where yours is.", err=True)
 
 
 @command(devices_group, "show")
 @click.argument("name")
 @_JSON
 def devices_show(name: str, as_json: bool) -> None:
-    """Show a device profile."""
+    """Show a device profile, with the source of each fact."""
+    from devices.fact_table import profile_rows
     from devices.profile import load_profile
 
-    profile = load_profile(name).model_dump(mode="json")
+    profile = load_profile(name)
     if as_json:
-        click.echo(json.dumps(profile, indent=2))
+        click.echo(json.dumps(profile.model_dump(mode="json"), indent=2))
         return
-    for key, value in profile.items():
-        click.echo(f"{key}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+    _print_table("", ("", "profile", "source"), profile_rows(profile))
+    for note in profile.notes:
+        click.echo(textwrap.fill(f"- {note}", 120, subsequent_indent="  "))
+
+
+_HOST = click.option(
+    "--host", metavar="[USER@]HOST[:PORT]", help="Where the board is, instead of what the profile says."
+)
 
 
 @command(devices_group, "facts")
 @click.argument("name")
+@_HOST
 @_JSON
-def devices_facts(name: str, as_json: bool) -> None:
-    """Ask a device what it is: processor, memory, governor, load, installed runtimes."""
+def devices_facts(name: str, host: str | None, as_json: bool) -> None:
+    """Ask a device what it is, and show where it differs from its profile."""
+    from devices.doctor import ask_facts
+    from devices.fact_table import compare_facts
     from devices.profile import load_profile
-    from devices.transports import open_transport
 
-    with open_transport(load_profile(name)).start_agent() as agent:
-        facts = agent.request("facts", timeout_s=60.0)
+    profile = load_profile(name, host=host)
+    facts = ask_facts(profile)
+    rows = compare_facts(profile, facts)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        comparison = [row.to_dict() for row in rows]
+        click.echo(json.dumps({"device": profile.name, "facts": facts, "comparison": comparison}, indent=2))
         return
-    for key, value in facts.items():
-        click.echo(f"{key}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+    cells = [(row.fact, row.profile or "-", row.board or "-", "differs" if row.differs else "") for row in rows]
+    _print_table("", ("fact", "profile", "board", ""), cells)
+    differing = [row.fact for row in rows if row.differs]
+    click.echo(f"{profile.name} differs from its profile in: {', '.join(differing) or 'nothing'}.")
+
+
+@command(devices_group, "doctor")
+@click.argument("name")
+@_HOST
+@_JSON
+def devices_doctor(name: str, host: str | None, as_json: bool) -> None:
+    """Say what is missing on a device, and the command that mends it; exit code 3 where it can't be used."""
+    from devices.doctor import diagnose
+    from devices.profile import load_profile
+
+    diagnosis = diagnose(load_profile(name, host=host))
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_dict(), indent=2))
+    colors = {"ok": "green", "warning": "yellow", "problem": "red"}
+    for finding in () if as_json else diagnosis.findings:
+        state = click.style(f"{finding.state:<9}", fg=colors.get(finding.state))
+        click.echo(state + textwrap.fill(f"{finding.check:<14}{finding.message}", 111, subsequent_indent=" " * 23))
+        if finding.mend is not None:
+            click.echo(f"{'':<23}mend: {finding.mend}")
+    _show_details(diagnosis.details)
+    sys.exit(0 if diagnosis.usable else 3)
 
 
 @main.group("store")

@@ -140,9 +140,17 @@ class FakeAgent:
             "cpu_busy_share": 0.0,
             "load_average": [0.0, 0.0, 0.0],
             "throttle_count": None,
+            "clusters": [],
+            "throttling": None,
+            "cooling_states": {},
+            "temperatures_c": {},
+            "energy_sensors": [],
+            "storage_mb": None,
+            "free_storage_mb": None,
             "kernel": None,
             "os": self._profile.os,
             "libc": None,
+            "cpu_ids": False,
             "runtimes": {"fake": {"runtime": "fake", "version": "1"}},
         }
 
