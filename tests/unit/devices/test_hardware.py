@@ -1,4 +1,4 @@
-"""Clusters, temperatures, throttling and energy, from what real boards have printed (shortened where lines repeat)."""
+"""Clusters, temperatures, throttling and energy, from texts in the form that boards print."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Cores(NamedTuple):
 
 
 CORES = [
-    # The A76 of one RK3588 differ by what they reach: cpufreq of a ROCK 5B.
+    # The A76 of one RK3588 differ by what they reach.
     Cores(
         "rock-5b",
         RK3588,

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pytest
 
-from devices.errors import ProfileError
 from devices.board.facts import CPU_FEATURES
+from devices.errors import ProfileError
 from devices.profile import FACTS, PROFILES_DIR, list_profiles, load_profile
 from devices.transport_config import FakeTransport, SshTransport
 from devices.wheels import parse_requirement, why_no_wheel
