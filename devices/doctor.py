@@ -15,6 +15,9 @@ from devices.transport_config import SshTransport
 from devices.transports import Transport, open_transport
 
 _FACTS_TIMEOUT_S = 60.0
+_NOT_FOUND = ("ConnectionFailedError", "HostKeyError")
+"""Errors after which the board may be somewhere else than was thought, or be another one."""
+
 _WITHOUT_FACTS = ("python", "C library", "runtimes")
 """Checks that know something from the profile alone."""
 
@@ -91,10 +94,17 @@ def ask_facts(
     """What a device says of itself, see `devices.board.facts.collect`.
 
     Raises:
-        DeviceError: It can't be asked.
+        DeviceError: It can't be asked; where it was not found, the message says how to tell where it is.
     """
-    with open_device(profile).start_agent() as agent:
-        facts: dict[str, Any] = agent.request("facts", timeout_s=_FACTS_TIMEOUT_S)
+    try:
+        with open_device(profile).start_agent() as agent:
+            facts: dict[str, Any] = agent.request("facts", timeout_s=_FACTS_TIMEOUT_S)
+    except DeviceError as error:
+        transport = profile.transport
+        if isinstance(transport, SshTransport) and type(error).__name__ in _NOT_FOUND:
+            hint = host_hint(profile.name, transport.host)
+            raise type(error)(f"{error.message}. {hint}", details=error.details) from error
+        raise
     return facts
 
 
@@ -131,10 +141,7 @@ def _unreached(profile: DeviceProfile, error: DeviceError) -> Finding:
         "PythonMissingError": on_board(profile, "uv python install 3.11"),
         "StorageFullError": on_board(profile, f"rm -rf {transport.directory}/files {transport.directory}/envs"),
     }
-    kind = type(error).__name__
-    if kind in ("HostKeyError", "ConnectionFailedError"):
-        message += f". {host_hint(profile.name, transport.host)}"
-    return Finding("connection", "problem", message, mends.get(kind))
+    return Finding("connection", "problem", message, mends.get(type(error).__name__))
 
 
 def _target(transport: SshTransport) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from devices import doctor
 from devices.board_checks import CHECKS
-from devices.doctor import diagnose, examine, on_board
+from devices.doctor import ask_facts, diagnose, examine, on_board
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile, load_profile
 
@@ -96,6 +96,16 @@ def test_a_new_host_key_comes_with_all_ways_to_say_where_the_board_is() -> None:
     assert "EDGESHIP_HOST_ROCK_5B=" in finding.message
     assert diagnosis.details == "the end of standard error"
     assert not diagnosis.usable
+
+
+def test_facts_of_a_board_that_is_not_found_say_how_to_tell_where_it_is() -> None:
+    with pytest.raises(
+        HostKeyError, match=r"the key is unknown\. 'rock-5b' is where .* EDGESHIP_HOST_ROCK_5B="
+    ) as caught:
+        ask_facts(load_profile("rock-5b", environment={}), open_device=Board(HostKeyError("the key is unknown")))
+    assert caught.value.exit_code == 3
+    with pytest.raises(LoginRefusedError, match=r"^no key fits$"):
+        ask_facts(profile_of(), open_device=Board(LoginRefusedError("no key fits")))
 
 
 def test_a_refused_login_and_a_full_board() -> None:
