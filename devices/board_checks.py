@@ -127,11 +127,16 @@ def runtimes(profile: DeviceProfile, facts: Facts) -> Verdict:
             usable.append(f"{runtime} ({', '.join(there)})")
         elif reason is not None:
             reasons.append(reason)
-        elif profile.transport.kind == "ssh":
+        elif _brings_packages(profile):
             usable.append(f"{runtime} (installed at its first use)")
         else:
             missing.append(requirement)
     return _runtimes_verdict(facts, usable, missing, reasons)
+
+
+def _brings_packages(profile: DeviceProfile) -> bool:
+    """Whether the transport installs what a runtime needs; on this machine the user does."""
+    return profile.transport.kind not in ("local", "fake")
 
 
 def _runtimes_verdict(facts: Facts, usable: list[str], missing: list[str], reasons: list[str]) -> Verdict:
@@ -149,7 +154,7 @@ def _runtimes_verdict(facts: Facts, usable: list[str], missing: list[str], reaso
 def installer(profile: DeviceProfile, facts: Facts) -> Verdict:
     """Whether packages can be installed, where that is not brought by the transport."""
     modules = facts.get("python_modules")
-    if profile.transport.kind == "ssh":
+    if _brings_packages(profile):
         return Verdict("ok", "packages are unpacked by Edgeship; the board needs no pip")
     if modules is None:
         return Verdict("unknown", "the board does not tell whether it has pip")
