@@ -45,6 +45,6 @@ def host_hint(name: str, host: str) -> str:
     """
     return (
         f"'{host}' is where {name} was looked for. Say where yours is: {host_variable(name)}=user@address in the "
-        f"environment, an alias `Host {host}` in ~/.ssh/config, or a profile of your own with three lines: "
+        f"environment, an alias `Host {name}` in ~/.ssh/config, or a profile of your own with three lines: "
         f"`extends: {name}`, `name: my-board`, `transport: {{host: address, user: me}}`, given by its path"
     )

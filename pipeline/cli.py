@@ -966,7 +966,12 @@ def devices_doctor(name: str, host: str | None, as_json: bool) -> None:
     colors = {"ok": "green", "warning": "yellow", "problem": "red"}
     for finding in () if as_json else diagnosis.findings:
         state = click.style(f"{finding.state:<9}", fg=colors.get(finding.state))
-        click.echo(state + textwrap.fill(f"{finding.check:<14}{finding.message}", 111, subsequent_indent=" " * 23))
+        click.echo(
+            state
+            + textwrap.fill(
+                f"{finding.check:<14}{finding.message}", 111, subsequent_indent=" " * 23, break_on_hyphens=False
+            )
+        )
         if finding.mend is not None:
             click.echo(f"{'':<23}mend: {finding.mend}")
     _show_details(diagnosis.details)
