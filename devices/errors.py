@@ -13,7 +13,8 @@
     ├── StorageFullError             3   the board's storage has no room
     ├── TransferFailedError          3   a file did not arrive whole
     ├── DeviceBusyError              3   somebody else has held the board for too long
-    └── WheelMissingError            3   a package has no wheel for this board
+    ├── WheelMissingError            3   a package has no wheel for this board
+    └── VirtualBoardError            2   a virtual board that has not been built, or can't be on this machine
 
 `pipeline.errors` holds the errors of the host side; `devices` never imports `pipeline`.
 """
@@ -95,6 +96,12 @@ class WheelMissingError(DeviceError):
     """A package that a runtime needs has no wheel for this board."""
 
 
+class VirtualBoardError(DeviceError):
+    """A virtual board has not been built, or can't be built or run on this machine."""
+
+    exit_code = 2
+
+
 ERRORS: dict[str, type[DeviceError]] = {
     error.__name__: error
     for error in (
@@ -112,6 +119,7 @@ ERRORS: dict[str, type[DeviceError]] = {
         TransferFailedError,
         DeviceBusyError,
         WheelMissingError,
+        VirtualBoardError,
     )
 }
 """By name, so that an error recorded in a result or sent by a stage's process is raised again as itself."""

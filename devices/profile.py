@@ -25,7 +25,7 @@ from ruamel.yaml.error import YAMLError
 
 from devices.board.runners import RUNNERS
 from devices.errors import ProfileError
-from devices.transport_config import FakeTransport, LocalTransport, SshTransport, TransportConfig
+from devices.transport_config import FakeTransport, LocalTransport, SshTransport, TransportConfig, VirtualTransport
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 
@@ -210,6 +210,7 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
         ("transport", "local"): LocalTransport,
         ("transport", "fake"): FakeTransport,
         ("transport", "ssh"): SshTransport,
+        ("transport", "virtual"): VirtualTransport,
     }
     model = tables.get(location)
     keys = tuple(model.model_fields) if model else ()
