@@ -30,9 +30,14 @@ class DeviceError(Exception):
     Args:
         message: What was received, what was expected, what to do.
         details: Long text that is shown only on request: a traceback, the end of a stream.
+
+    Attributes:
+        shows_details: Whether the details are what a user needs at once: the command, its exit status and the end of
+            both streams, and never a traceback.
     """
 
     exit_code: ClassVar[int] = 3
+    shows_details: ClassVar[bool] = False
 
     def __init__(self, message: str, *, details: str = "") -> None:
         super().__init__(message)
@@ -67,6 +72,8 @@ class RuntimeMissingError(DeviceError):
 class ConnectionFailedError(DeviceError):
     """The device can't be reached, or the connection to it broke."""
 
+    shows_details = True
+
 
 class HostKeyError(ConnectionFailedError):
     """The host's key is unknown, or is another one than the known."""
@@ -78,6 +85,8 @@ class LoginRefusedError(ConnectionFailedError):
 
 class PythonMissingError(DeviceError):
     """The board has no Python, or one that is too old."""
+
+    shows_details = True
 
 
 class StorageFullError(DeviceError):
@@ -94,6 +103,8 @@ class DeviceBusyError(DeviceError):
 
 class WheelMissingError(DeviceError):
     """A package that a runtime needs has no wheel for this board."""
+
+    shows_details = True
 
 
 class VirtualBoardError(DeviceError):

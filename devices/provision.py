@@ -24,7 +24,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from devices.errors import DeviceError, ProfileError
+from devices.errors import DeviceError, ProfileError, WheelMissingError
 from devices.provision_pip import download
 from devices.provision_tags import BoardPython
 
@@ -162,12 +162,27 @@ class _Search:
     def _fetch(self, packages: Sequence[_Package], directory: Path) -> None:
         texts = [f"{package.name}{package.specifier}" for package in packages]
         wheels = {}
-        for path in download(self._board, texts, wheelhouse=self._wheelhouse, directory=directory):
+        try:
+            paths = download(self._board, texts, wheelhouse=self._wheelhouse, directory=directory)
+        except WheelMissingError as error:
+            raise self._all_missing(texts, error, directory) from error
+        for path in paths:
             name, version, _, _ = parse_wheel_filename(path.name)
             wheels[str(name)] = (str(version), path)
         for package in packages:
             package.version, package.wheel = wheels[package.name]
             package.depends = read_dependencies(package.wheel)
+
+    def _all_missing(self, texts: Sequence[str], first: WheelMissingError, directory: Path) -> WheelMissingError:
+        """The error for all packages without a wheel: pip names but one."""
+        errors = []
+        for number, text in enumerate(texts if len(texts) > 1 else ()):
+            try:
+                download(self._board, [text], wheelhouse=self._wheelhouse, directory=directory / str(number))
+            except WheelMissingError as error:
+                errors.append(error)
+        messages, details = zip(*((error.message, error.details) for error in errors or [first]), strict=True)
+        return WheelMissingError("\n".join(messages), details="\n\n".join(details))
 
 
 def read_dependencies(wheel: Path) -> list[Requirement]:

@@ -109,7 +109,7 @@ def _explain(
 
 
 def available(wanted: Requirement, wheel_names: set[str]) -> str:
-    """What there is of a package: the newest version that is wanted, else the newest, and its platforms.
+    """What there is of a package for Linux: the newest version that is wanted, else the newest, and its platforms.
 
     Args:
         wanted: The requirement.
@@ -124,9 +124,11 @@ def available(wanted: Requirement, wheel_names: set[str]) -> str:
         if name == canonicalize_name(wanted.name):
             platforms = found.setdefault(version, {})
             for tag in tags:
-                platforms.setdefault(tag.platform, set()).add(tag.interpreter)
+                if "linux" in tag.platform or tag.platform == "any":
+                    platforms.setdefault(tag.platform, set()).add(tag.interpreter)
+    found = {version: platforms for version, platforms in found.items() if platforms}
     if not found:
-        return "nothing"
+        return "nothing for Linux"
     fitting = [version for version in found if wanted.specifier.contains(version, prereleases=True)]
     newest = max(fitting or found)
     rows = [f"{platform} ({', '.join(sorted(pythons))})" for platform, pythons in sorted(found[newest].items())]

@@ -114,6 +114,8 @@ class _Guard:
 
             click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
             click.echo(getattr(error, "details", ""), err=True)
+        elif getattr(error, "shows_details", False):
+            click.echo(getattr(error, "details", ""), err=True)
         code = getattr(error, "exit_code", None)
         message = getattr(error, "message", None)
         if isinstance(code, int) and isinstance(message, str):

@@ -97,7 +97,7 @@ def serve(directory: Path) -> Iterator[SshServer]:
     acceptor = asyncio.run_coroutine_threadsafe(_listen(server, host_key, client_key), server.loop).result(30)
     server.port = acceptor.get_port()
     public = host_key.export_public_key().decode().strip()
-    (directory / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {public}\n")
+    (directory / "known_hosts").write_text(f"[127.0.0.1]:{server.port},[localhost]:{server.port} {public}\n")
     try:
         yield server
     finally:
@@ -138,16 +138,29 @@ def _runs_commands(server: SshServer) -> Callable[[Any], Any]:
             env=server.environment, cwd=server.home, start_new_session=True,
         )  # fmt: skip
         server.pids.append(child.pid)
-        await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
+        feeding = asyncio.create_task(_copy(process.stdin, child.stdin))
+        await asyncio.gather(_copy(child.stdout, process.stdout), _copy(child.stderr, process.stderr))
         status = await child.wait()
+        feeding.cancel()
         with contextlib.suppress(OSError, asyncssh.Error):
-            await process.stdout.drain()
             if status < 0:
                 process.exit_with_signal("KILL")
             else:
                 process.exit(status)
 
     return run
+
+
+async def _copy(source: Any, target: Any) -> None:
+    """Copies to the end of the source or of the connection; closes a child's standard input then."""
+    try:
+        with contextlib.suppress(OSError, asyncssh.Error):
+            while data := await source.read(1 << 16):
+                target.write(data)
+                await target.drain()
+    finally:
+        if isinstance(target, asyncio.StreamWriter):
+            target.close()
 
 
 async def _end(server: SshServer, acceptor: Any) -> None:

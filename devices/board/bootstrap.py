@@ -49,6 +49,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 LOCK_DIRECTORY_VARIABLE = "EDGESHIP_LOCK_DIRECTORY"
 _LOCK_DIRECTORY = "/tmp"  # noqa: S108 (the one place that every user of the board can write to)
+_KEPT_DAYS = {"incoming": 7, "files": 30, "agents": 90, "envs": 90}
 _READ_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -148,6 +149,7 @@ class Courier:
         for name in ("files", "incoming", "agents", "envs", "run"):
             os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
         self.lifeline = self._make_lifeline()
+        self._remove_old()
 
     def handlers(self) -> Dict[str, Callable[[Params], Any]]:
         """By method name."""
@@ -187,6 +189,14 @@ class Courier:
         os.rename(hidden, path)
         return path
 
+    def _remove_old(self) -> None:
+        """Removes what nobody has used for long; the storage of a board is small."""
+        for name, days in _KEPT_DAYS.items():
+            for path in glob.glob(os.path.join(glob.escape(self._root), name, "*")):
+                with contextlib.suppress(OSError):
+                    if os.stat(path).st_mtime < time.time() - days * 86400:
+                        (shutil.rmtree if os.path.isdir(path) else os.unlink)(path)
+
     def _hold(self, params: Params) -> Dict[str, Any]:
         if self._lock_fd is not None:
             return {"held": True}
@@ -216,6 +226,7 @@ class Courier:
         target = os.path.join(self._inside(params["folder"]), name)
         with contextlib.suppress(FileNotFoundError):
             if os.path.getsize(target) == size and self._digest_of(target) == (size, sha256):
+                os.utime(os.path.dirname(target))
                 return {"path": target, "whole": True, "offset": size}
         if sha256 not in self._incoming:
             self._incoming[sha256] = Incoming(os.path.join(self._root, "incoming", sha256), size)
@@ -284,7 +295,9 @@ class Courier:
                         ) from error
                     raise
         for archive in params["archives"]:
-            shutil.rmtree(os.path.dirname(archive), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.unlink(archive)
+                os.rmdir(os.path.dirname(archive))
         return {"path": target}
 
     def _digest_of(self, path: str) -> Tuple[int, str]:

@@ -55,4 +55,4 @@ class SshDevice:
                 agent = ProcessAgent(link.command(remote), env=ssh_environment(), device=self._profile.name)
             except AgentCrashedError as error:
                 raise explain_crash(error, link.place, command) from error
-            return SshAgent(agent, link.place, command, stack.pop_all())
+            return SshAgent(agent, link, command, stack.pop_all())

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import devices.board
-from devices.errors import AgentCrashedError, ConnectionFailedError
+from devices.errors import AgentCrashedError, AgentTimeoutError, ConnectionFailedError, DeviceError
 from devices.peer import PeerDiedError, describe_end
 from devices.transports.base import OnEvent
 from devices.transports.process_agent import ProcessAgent
@@ -30,13 +30,13 @@ class SshAgent:
 
     Args:
         agent: The client's process.
-        place: The host, for messages.
+        link: The connection that it shares.
         command: What runs there, for messages.
         held: Closed with the agent.
     """
 
-    def __init__(self, agent: ProcessAgent, place: str, command: str, held: contextlib.ExitStack) -> None:
-        self._agent, self._place, self._command, self._held = agent, place, command, held
+    def __init__(self, agent: ProcessAgent, link: SshLink, command: str, held: contextlib.ExitStack) -> None:
+        self._agent, self._link, self._command, self._held = agent, link, command, held
 
     def request(
         self,
@@ -53,7 +53,14 @@ class SshAgent:
                 method, params, timeout_s=timeout_s, idle_timeout_s=idle_timeout_s, on_event=on_event
             )
         except AgentCrashedError as error:
-            raise explain_crash(error, self._place, self._command) from error
+            raise explain_crash(error, self._link.place, self._command) from error
+        except AgentTimeoutError:
+            # The process that shares its connection with the client, which has been ended, tells the board of that
+            # end only when it wakes up for something else (seen with OpenSSH 9.2).
+            self._agent.__exit__()
+            with contextlib.suppress(DeviceError):
+                self._link.request("ping", repeat=False)
+            raise
 
     def __enter__(self) -> Self:
         return self

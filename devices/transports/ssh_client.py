@@ -17,6 +17,7 @@ from devices.errors import (
     LoginRefusedError,
     PythonMissingError,
 )
+from devices.peer import describe_end
 from devices.transport_config import SshTransport
 
 LOADER = (
@@ -154,8 +155,9 @@ def explain_end(transport: SshTransport, python: str, status: int, output: str) 
         )
     if status == _LOST_STATUS:
         return _explain_failure(place, output, details)
-    last = _last_line(output)
-    return DeviceError(f"{python} on {place} exited with status {status}{last}", details=details)
+    if status < 0:
+        return ConnectionFailedError(f"the SSH client for {place} {describe_end(status)}", details=details)
+    return DeviceError(f"{python} on {place} {describe_end(status)}{_last_line(output)}", details=details)
 
 
 def _explain_failure(place: str, output: str, details: str) -> ConnectionFailedError:

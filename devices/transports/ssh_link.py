@@ -204,7 +204,7 @@ class SshLink:
             arguments = client.command([self.python, "-I", "-c", LOADER], master=True)
             process = JsonLinesProcess(arguments, env=ssh_environment(), name=f"ssh to {self.place}")
             params = {
-                "source": Path(bootstrap.__file__).read_text(encoding="utf-8"),
+                "source": courier_source(),
                 "directory": self.transport.directory,
                 "silence_s": 4 * self.transport.keep_alive_s + 30,
             }
@@ -254,7 +254,8 @@ class SshLink:
         kind = _REPLY_ERRORS.get(error.kind, DeviceError)
         own = error.kind in {*_REPLY_ERRORS, "Refused"}
         message = error.message if own else f"{error.kind}: {error.message}"
-        return kind(f"{self.place} refuses '{error.method}': {message}", details=error.details)
+        details = f"{error.details}\nthe end of both streams:\n{error.stderr_tail}".strip()
+        return kind(f"{self.place} refuses '{error.method}': {message}", details=details)
 
 
 _links: dict[tuple[int, SshTransport, str], SshLink] = {}
@@ -277,6 +278,11 @@ def close_links() -> None:
     atexit.unregister(close_links)
     for link in links:
         link.close()
+
+
+def courier_source() -> str:
+    """The source that is sent with the first request."""
+    return Path(bootstrap.__file__).read_text(encoding="utf-8")
 
 
 def ssh_environment() -> dict[str, str]:
@@ -304,5 +310,15 @@ def _remove_stale_directories() -> None:
     for path in Path(_short_directory()).glob(f"{_PREFIX}*-*"):
         number = path.name.removeprefix(_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
-            if number.isdigit() and path.stat().st_uid == os.getuid() and not Path(f"/proc/{number}").exists():
+            if number.isdigit() and path.stat().st_uid == os.getuid() and not _lives(int(number)):
                 shutil.rmtree(path)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
