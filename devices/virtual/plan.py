@@ -15,8 +15,9 @@ SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 """Without Debian's updates between point releases: nobody but this machine reaches a virtual board."""
 
-PACKAGES = ("openssh-server", "python3", "python3-numpy", "usr-is-merged")
-"""numpy, because there is no wheel of it for armhf. usr-is-merged spares the root a Perl script that merges /usr."""
+PACKAGES = ("libstdc++6", "openssh-server", "python3", "python3-numpy", "usr-is-merged")
+"""The C++ library comes with apt on every Debian, and runtimes need it; the root has no apt, which would take a fifth
+of the build. There is no wheel of numpy for armhf. usr-is-merged spares the root a Perl script that merges /usr."""
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 SSHD_CONFIG = "/etc/ssh/edgeship_sshd_config"
@@ -238,14 +239,20 @@ def sysfs_files(board: VirtualBoard, num_cpus: int) -> dict[str, str]:
         files |= {
             f"{core}/topology/core_id": str(index),
             f"{core}/topology/physical_package_id": "0",
-            f"{core}/topology/core_siblings_list": every,
-            f"{core}/topology/core_cpus_list": str(index),
-            f"{core}/topology/thread_siblings_list": str(index),
             f"{core}/topology/package_cpus_list": every,
         }
+        # OpenVINO's thread pool finds no core where these are missing, and the process ends by SIGSEGV.
+        files |= {f"{core}/topology/{name}": _cpu_mask(1 << index) for name in ("core_cpus", "thread_siblings")}
+        files |= {f"{core}/topology/{name}": _cpu_mask((1 << num_cpus) - 1) for name in ("package_cpus", "core_siblings")}
         if board.midr is not None:
             files[f"{core}/regs/identification/midr_el1"] = board.midr
     return {path: f"{text}\n" for path, text in files.items()}
+
+
+def _cpu_mask(bits: int) -> str:
+    """A set of cores as Linux prints it: hexadecimal, a comma in front of each 32 bits."""
+    words = [bits >> shift & 0xFFFFFFFF for shift in range(0, max(bits.bit_length(), 1), 32)]
+    return ",".join(f"{word:08x}" for word in reversed(words))
 
 
 def start_command(python: str, settings: str) -> list[str]:
