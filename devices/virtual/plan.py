@@ -243,7 +243,9 @@ def sysfs_files(board: VirtualBoard, num_cpus: int) -> dict[str, str]:
         }
         # OpenVINO's thread pool finds no core where these are missing, and the process ends by SIGSEGV.
         files |= {f"{core}/topology/{name}": _cpu_mask(1 << index) for name in ("core_cpus", "thread_siblings")}
-        files |= {f"{core}/topology/{name}": _cpu_mask((1 << num_cpus) - 1) for name in ("package_cpus", "core_siblings")}
+        files |= {
+            f"{core}/topology/{name}": _cpu_mask((1 << num_cpus) - 1) for name in ("package_cpus", "core_siblings")
+        }
         if board.midr is not None:
             files[f"{core}/regs/identification/midr_el1"] = board.midr
     return {path: f"{text}\n" for path, text in files.items()}

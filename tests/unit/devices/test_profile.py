@@ -30,7 +30,7 @@ def test_shipped_profiles_load_under_their_own_name(name: str) -> None:
 
 
 def test_shipped_profiles() -> None:
-    assert list_profiles() == ("fake", "local")
+    assert {"fake", "local", "virtual-arm64", "virtual-armhf"} <= set(list_profiles())
     assert load_profile("local").latency_label == "measured"
     assert load_profile("fake").latency_label == "simulated"
 
@@ -105,5 +105,5 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
 
 
 def test_unknown_device_lists_the_known() -> None:
-    with pytest.raises(ProfileError, match=r"no device 'locl'; did you mean 'local'\? \(devices: fake, local\)"):
+    with pytest.raises(ProfileError, match=r"no device 'locl'; did you mean 'local'\? \(devices: fake, local"):
         load_profile("locl")
