@@ -36,6 +36,7 @@ def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str = plan.MIR
     files = plan.board_files(board, cache)
     if files.directory.is_dir():
         return files
+    install_missing(board, tell=tell)
     plan.check_host(look_at_host(), plan.BUILD_PROGRAMS, [board])
     files.directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
@@ -58,14 +59,28 @@ def look_at_host() -> plan.Host:
     """This machine."""
     programs = {*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS}
     boards = plan.BOARDS.values()
-    filesystems = Path("/proc/filesystems")
     return plan.Host(
         system=platform.system(),
         is_root=os.geteuid() == 0,
         programs=frozenset(program for program in programs if _find_program(program)),
         emulators=frozenset(board.emulator for board in boards if plan.rule_file(board).is_file() or _emulates(board)),
-        has_binfmt=filesystems.is_file() and "binfmt_misc" in filesystems.read_text(encoding="ascii"),
+        has_binfmt=plan.BINFMT.is_dir(),
+        has_apt=_find_program("apt-get") is not None,
     )
+
+
+def install_missing(board: plan.VirtualBoard, *, tell: Tell) -> None:
+    """Installs the packages that a build needs, where root can and they aren't there; says which.
+
+    Raises:
+        VirtualBoardError: apt failed.
+    """
+    host = look_at_host()
+    missing = plan.missing_packages(host, {**plan.BUILD_PROGRAMS, **plan.RUN_PROGRAMS}, [board])
+    if missing and host.is_root and host.has_apt:
+        tell(f"installing on this machine what virtual boards need: {', '.join(missing)}")
+        for command in plan.install_commands(missing):
+            _run(command, None)
 
 
 def prepare_emulation(board: plan.VirtualBoard, *, tell: Tell) -> None:
@@ -134,7 +149,7 @@ def _run(command: Sequence[str], log: Path | None) -> None:
     Raises:
         VirtualBoardError: It failed; the message holds the end of what it said.
     """
-    environment = {**os.environ, "PATH": _search_path(), "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, "PATH": _search_path(), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(
         command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=environment,

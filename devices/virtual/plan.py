@@ -29,7 +29,7 @@ _LAYOUT = 1
 # package takes twenty seconds for its own.
 _HOST_KEYS_HOOK = 'mkdir -p "$1/etc/ssh" && ssh-keygen -q -A -f "$1"'
 
-_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _BINFMT_RULES = Path("/usr/lib/binfmt.d")
 
 
@@ -321,6 +321,7 @@ class Host:
         programs: Programs that are there, of those in `BUILD_PROGRAMS` and `RUN_PROGRAMS`.
         emulators: qemu's names of the architectures whose emulator is registered, or could be (`rule_file`).
         has_binfmt: Whether the kernel can hand programs over to an emulator.
+        has_apt: Whether Debian packages can be installed.
     """
 
     system: str
@@ -328,6 +329,20 @@ class Host:
     programs: frozenset[str]
     emulators: frozenset[str]
     has_binfmt: bool
+    has_apt: bool
+
+
+def missing_packages(host: Host, programs: Mapping[str, str], boards: Sequence[VirtualBoard]) -> list[str]:
+    """Debian packages that this machine lacks, sorted; for the arguments see `check_host`."""
+    missing = {package for program, package in programs.items() if program not in host.programs}
+    if any(board.emulator not in host.emulators for board in boards):
+        missing.add("qemu-user-static")
+    return sorted(missing)
+
+
+def install_commands(packages: Sequence[str]) -> list[list[str]]:
+    """Installs Debian packages on this machine."""
+    return [["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", *packages]]
 
 
 def check_host(host: Host, programs: Mapping[str, str], boards: Sequence[VirtualBoard]) -> None:
@@ -343,12 +358,10 @@ def check_host(host: Host, programs: Mapping[str, str], boards: Sequence[Virtual
     """
     if host.system != "Linux":
         raise VirtualBoardError(f"virtual boards need Linux; this is {host.system}. Use a Linux machine or container")
-    missing = {package for program, package in programs.items() if program not in host.programs}
-    if any(board.emulator not in host.emulators for board in boards):
-        missing.add("qemu-user-static")
+    missing = missing_packages(host, programs, boards)
     problems = []
     if missing:
-        problems.append(f"missing packages; on Debian or Ubuntu: sudo apt-get install {' '.join(sorted(missing))}")
+        problems.append(f"missing packages; on Debian or Ubuntu: sudo apt-get install {' '.join(missing)}")
     if not host.has_binfmt:
         problems.append("the kernel lacks binfmt_misc; try: sudo modprobe binfmt_misc")
     if not host.is_root:
@@ -364,7 +377,7 @@ def rule_file(board: VirtualBoard) -> Path:
 
 def registration(board: VirtualBoard) -> Path:
     """The file by which the kernel shows that it follows that rule."""
-    return _BINFMT / f"qemu-{board.emulator}"
+    return BINFMT / f"qemu-{board.emulator}"
 
 
 def follows_rule(shown: str) -> bool:
@@ -377,5 +390,5 @@ def follows_rule(shown: str) -> bool:
     return "enabled" in lines and any(line.startswith("flags:") and "F" in line[6:] for line in lines)
 
 
-BINFMT_REGISTER = _BINFMT / "register"
-BINFMT_MOUNT_COMMAND = ["mount", "-t", "binfmt_misc", "binfmt_misc", str(_BINFMT)]
+BINFMT_REGISTER = BINFMT / "register"
+BINFMT_MOUNT_COMMAND = ["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)]

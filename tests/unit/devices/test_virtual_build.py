@@ -45,7 +45,9 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         build,
         "look_at_host",
-        lambda: plan.Host("Linux", True, frozenset(plan.BUILD_PROGRAMS), frozenset({"aarch64"}), True),
+        lambda: plan.Host(
+            "Linux", True, frozenset({*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS}), frozenset({"aarch64"}), True, False
+        ),
     )
     (tmp_path / "builds").touch()
     return tmp_path / "builds"
@@ -137,7 +139,23 @@ def test_a_board_that_is_built_needs_nothing_of_the_machine(
     builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build.build_board(ARM64, tmp_path, tell=say_nothing)
-    monkeypatch.setattr(build, "look_at_host", lambda: plan.Host("Linux", False, frozenset(), frozenset(), False))
+    monkeypatch.setattr(build, "look_at_host", lambda: plan.Host("Linux", False, frozenset(), frozenset(), False, True))
     build.build_board(ARM64, tmp_path, tell=say_nothing)
     with pytest.raises(VirtualBoardError, match="this machine can't have virtual boards yet"):
         build.build_board(plan.BOARDS["armhf"], tmp_path, tell=say_nothing)
+
+
+def test_root_gets_what_is_missing_installed(builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """apt-get pretends too: it notes what it was asked for."""
+    apt = tmp_path / "programs" / "apt-get"
+    apt.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    apt.chmod(0o755)
+    everything = frozenset({*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS})
+    bare = plan.Host("Linux", True, everything - {"mmdebstrap"}, frozenset(), True, True)
+    monkeypatch.setattr(build, "look_at_host", lambda: bare)
+    told: list[str] = []
+    with pytest.raises(VirtualBoardError, match="missing packages"):
+        build.build_board(ARM64, tmp_path / "cache", tell=told.append)
+    assert told == ["installing on this machine what virtual boards need: mmdebstrap, qemu-user-static"]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["update", "install --yes --no-install-recommends mmdebstrap qemu-user-static"]

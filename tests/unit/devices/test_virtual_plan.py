@@ -13,7 +13,7 @@ from devices.virtual import plan
 
 ARM64, ARMHF = plan.BOARDS["arm64"], plan.BOARDS["armhf"]
 PROGRAMS = frozenset({*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS})
-FIT = plan.Host("Linux", True, PROGRAMS, frozenset({"aarch64", "arm"}), True)
+FIT = plan.Host("Linux", True, PROGRAMS, frozenset({"aarch64", "arm"}), True, True)
 
 # As kernel 6.18 shows qemu-user-static 7.2 of Debian 12.
 REGISTRATION = """\
