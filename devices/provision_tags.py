@@ -40,7 +40,7 @@ class BoardPython:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> BoardPython:
-        """Takes what `devices.board.bootstrap.describe_board` tells."""
+        """Takes what `devices.board.interpreter.describe_board` tells."""
         return cls(
             version=tuple(facts["python"]),
             abi=facts["abi"],

@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncssh
 
-from devices.board.bootstrap import LOCK_DIRECTORY_VARIABLE
+from devices.board.courier import LOCK_DIRECTORY_VARIABLE
 
 
 @dataclass

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the agent to its end.
 
     Args:
-        arguments: The path of the courier's lifeline (see `bootstrap`), and a directory of packages or "".
+        arguments: The path of the courier's lifeline (see `courier`), and a directory of packages or "".
     """
     lifeline = os.open(arguments[0], os.O_RDONLY | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):  # it blocks as long as the courier lives

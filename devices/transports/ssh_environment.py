@@ -17,7 +17,7 @@ from devices.transports.ssh_link import SshLink
 _log = logging.getLogger(__name__)
 
 _LAYOUT = "1"
-"""Of `bootstrap.unpack_wheel`; another one makes other environments."""
+"""Of `wheels.unpack_wheel`; another one makes other environments."""
 
 
 def prepare_environment(link: SshLink, profile: DeviceProfile) -> str:

@@ -1,6 +1,6 @@
 """One connection to a board: the process whose connection the others share, and the courier at its other end.
 
-The courier (`devices.board.bootstrap`) is the first command on the connection. It ends with its standard input, so
+The courier (`devices.board.courier`) is the first command on the connection. It ends with its standard input, so
 however this process ends, the courier does, then its agents, then the connection.
 """
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from devices.board import bootstrap
+from devices.board.bootstrap import MODULES
 from devices.errors import (
     ConnectionFailedError,
     DeviceBusyError,
@@ -82,7 +83,7 @@ class SshLink:
 
     @property
     def board(self) -> dict[str, Any]:
-        """What `bootstrap.describe_board` told, `root` and `lifeline`."""
+        """What `interpreter.describe_board` told, `root` and `lifeline`."""
         with self._mutex:
             return self._connected().board
 
@@ -108,7 +109,7 @@ class SshLink:
         """Asks the courier.
 
         Args:
-            method: See `devices.board.bootstrap`.
+            method: See `devices.board.courier`.
             params: JSON values.
             timeout_s: For the answer.
             repeat: Whether to connect anew and ask again, once, where the connection turns out to be broken.
@@ -166,7 +167,7 @@ class SshLink:
 
     def _wait_for_board(self) -> None:
         deadline = time.monotonic() + self.transport.lock_timeout_s
-        who = f"{getpass.getuser()}@{socket.gethostname()} (process {os.getpid()})"
+        who = f"{_user()}@{socket.gethostname()} (process {os.getpid()})"
         told = ""
         while True:
             answer = self.request("hold", {"who": who})
@@ -204,7 +205,7 @@ class SshLink:
             arguments = client.command([self.python, "-I", "-c", LOADER], master=True)
             process = JsonLinesProcess(arguments, env=ssh_environment(), name=f"ssh to {self.place}")
             params = {
-                "source": courier_source(),
+                **courier_sources(),
                 "directory": self.transport.directory,
                 "silence_s": 4 * self.transport.keep_alive_s + 30,
             }
@@ -280,14 +281,23 @@ def close_links() -> None:
         link.close()
 
 
-def courier_source() -> str:
-    """The source that is sent with the first request."""
-    return Path(bootstrap.__file__).read_text(encoding="utf-8")
+def courier_sources() -> dict[str, Any]:
+    """The sources that are sent with the first request."""
+    directory = Path(bootstrap.__file__).parent
+    source, *modules = ((directory / f"{name}.py").read_text(encoding="utf-8") for name in ("bootstrap", *MODULES))
+    return {"source": source, "modules": dict(zip(MODULES, modules, strict=True))}
 
 
 def ssh_environment() -> dict[str, str]:
     """The environment of the client: ours, but no window may pop up and ask."""
     return {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return f"user {os.getuid()}"
 
 
 def _describe_holder(answer: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,9 +33,11 @@ from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, 
 from devices.profile import DeviceProfile
 from devices.transport_config import SshTransport
 from devices.transports import open_transport, ssh_agent, ssh_files
-from devices.transports.ssh_link import SshLink, close_links, shared_link
+from devices.transports.ssh_link import SshLink, close_links, courier_sources, shared_link
 from tests.ssh_server import SshServer, serve
 from tests.wheels import write_wheel
+
+pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client on this machine")
 
 SETTINGS = BenchmarkSettings(min_count=10, min_time_s=0.01, warm_up_count=1, warm_up_time_s=0.0)
 BIG = 5 * ssh_files._BLOCK_BYTES + 1000
@@ -150,10 +153,12 @@ def test_a_model_and_its_weights_lie_side_by_side(server: SshServer, tmp_path: P
     path = Path(device.put(str(tmp_path / "m.xml")))
     assert path.with_suffix(".bin").read_bytes() == b"weights"
     assert device.put(str(tmp_path / "m.bin")) == str(path.with_suffix(".bin"))
-    (tmp_path / "m.bin").write_bytes(b"other weights")
-    other = Path(device.put(str(tmp_path / "m.xml")))
-    assert other.parent != path.parent
-    assert other.with_suffix(".bin").read_bytes() == b"other weights"
+    for name in ("m.bin", "m.xml"):
+        (tmp_path / name).write_bytes(b"others")
+        other = Path(device.put(str(tmp_path / "m.xml")))
+        assert other.parent != path.parent
+        assert other.with_suffix(".bin").read_bytes() == b"others"
+        path = other
 
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, method: str, *numbers: int) -> list[int]:
@@ -396,7 +401,7 @@ def test_an_agent_that_hangs_in_native_code_is_ended(server: SshServer) -> None:
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(AgentTimeoutError):
             agent.request("facts", timeout_s=0.5)
-        assert not wait_for(lambda: not Path(f"/proc/{pid}").exists())
+        assert not wait_for(lambda: not Path(f"/proc/{pid}").exists(), 12)
 
 
 def test_a_cable_that_is_pulled(server: SshServer) -> None:
@@ -412,13 +417,26 @@ def test_a_cable_that_is_pulled(server: SshServer) -> None:
         assert agent.request("hello")["pid"] != pid
 
 
+def test_a_connection_that_broke_meanwhile_is_made_again(server: SshServer, tmp_path: Path) -> None:
+    board = profile(server)
+    device = open_transport(board)
+    device.put(__file__)
+    pid = client_pid(board)
+    server.cut()
+    assert not wait_for(lambda: " Z " in Path(f"/proc/{pid}/stat").read_text())
+    (tmp_path / "other").write_text("other")
+    assert Path(device.put(str(tmp_path / "other"))).read_text() == "other"
+    assert client_pid(board) != pid
+
+
 def test_a_host_that_stays_silent_is_given_up(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The board's side of a pulled cable: the connection looks whole, but nothing comes any more."""
     monkeypatch.setattr(SshLink, "_keep_alive", lambda *_: None)
-    source = Path(ssh_files.__file__).parents[1] / "board" / "bootstrap.py"
-    shorter = source.read_text().replace('float(start["params"]["silence_s"])', "1.0")
+    sources = courier_sources()
+    shorter = sources["modules"]["courier"].replace('float(start["params"]["silence_s"])', "1.0")
     assert "silence_s = 1.0" in shorter
-    monkeypatch.setattr("devices.transports.ssh_link.courier_source", lambda: shorter)
+    sources["modules"]["courier"] = shorter
+    monkeypatch.setattr("devices.transports.ssh_link.courier_sources", lambda: sources)
     device = open_transport(profile(server))
     agent = device.start_agent()
     pid = agent.request("hello")["pid"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from devices.board.bootstrap import describe_board
+from devices.board.interpreter import describe_board
 from devices.errors import DeviceError
 from devices.provision import read_dependencies
 from devices.provision_pip import available

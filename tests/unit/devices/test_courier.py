@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from devices.board import bootstrap
-from devices.board.bootstrap import Busy, Courier, NoSpace, Refused, WrongDigest, unpack_plain, unpack_wheel
+from devices.board.courier import LOCK_DIRECTORY_VARIABLE, Courier
+from devices.board.storage import Busy, NoSpace, Refused, WrongDigest
+from devices.board.wheels import unpack_plain, unpack_wheel
 
 DATA = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -29,7 +30,7 @@ def open_files() -> dict[int, str]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(bootstrap.LOCK_DIRECTORY_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(LOCK_DIRECTORY_VARIABLE, str(tmp_path))
     before = open_files()
     yield tmp_path / "board"
     for fd in set(open_files()) - set(before):  # a courier keeps what ends with its process
@@ -208,7 +209,7 @@ def test_a_half_made_folder_is_removed_the_next_time(root: Path, tmp_path: Path)
     (half_made / "x").write_text("")
     folder = "envs/0123456789abcdef"
     assert ask(courier, "find", folder=folder) == {"path": None}
-    bad = make_wheel(tmp_path / "bad-1-py3-none-any.whl", {"../x": ""})
+    bad = make_wheel(tmp_path / "bad-1-py3-none-any.whl", {"good.py": "", "../x": ""})
     with pytest.raises(Refused):
         ask(courier, "unpack", folder=folder, archives=[str(bad)], wheels=True, reserve=0)
     assert {path.name for path in (root / "envs").iterdir()} == {".lock"}
