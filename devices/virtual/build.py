@@ -44,13 +44,12 @@ def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str = plan.MIR
             return files
         prepare_emulation(board, tell=tell)
         partial = files.directory.with_name(f"{files.directory.name}.partial")
-        if partial.exists():
-            shutil.rmtree(partial)  # of a build that was killed: the lock is ours
+        _remove_partial(partial)  # of a build that was killed: the lock is ours
         try:
             _build(board, plan.BoardFiles(partial), mirror, tell)
             partial.rename(files.directory)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove_partial(partial)
             raise
     return files
 
@@ -137,6 +136,21 @@ def _build(board: plan.VirtualBoard, files: plan.BoardFiles, mirror: str, tell: 
         _inside(root, path).write_text(f"{text}\n", encoding="ascii")
     for command in plan.root_commands(root):
         _run(command, log)
+
+
+def _remove_partial(partial: Path) -> None:
+    """Removes what a killed build left.
+
+    Raises:
+        VirtualBoardError: Something is mounted there, which would be emptied instead.
+    """
+    mounts = plan.mounts_below(partial, Path("/proc/self/mounts").read_text(encoding="utf-8"))
+    if mounts:
+        raise VirtualBoardError(
+            f"a killed build left mounts, which only root should remove by hand: umount {' '.join(mounts)}"
+        )
+    if partial.exists():
+        shutil.rmtree(partial)
 
 
 def _inside(root: Path, path: str) -> Path:

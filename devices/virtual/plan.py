@@ -162,9 +162,10 @@ def board_key(board: VirtualBoard) -> str:
 
 
 def bootstrap_command(board: VirtualBoard, target: Path, *, mirror: str = MIRROR) -> list[str]:
-    """Builds the root in `target`, which must not exist; ends with us if we are killed."""
+    """Builds the root in `target`, which must not exist; if we are killed it ends at once, with all its processes."""
     return [
-        *("setpriv", "--pdeathsig", "TERM"),
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--pid", "--mount-proc", "--fork", "--kill-child"),
         *("mmdebstrap", "--mode=root", "--format=directory", "--variant=essential"),
         f"--architectures={board.architecture}",
         f"--include={','.join(PACKAGES)}",
@@ -300,6 +301,7 @@ BUILD_PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "setpriv": "util-linux",
     "ssh-keygen": "openssh-client",
+    "unshare": "util-linux",
 }
 RUN_PROGRAMS = {
     "chroot": "coreutils",
@@ -388,6 +390,17 @@ def follows_rule(shown: str) -> bool:
     """
     lines = shown.splitlines()
     return "enabled" in lines and any(line.startswith("flags:") and "F" in line[6:] for line in lines)
+
+
+def mounts_below(directory: Path, mounts: str) -> list[str]:
+    """The mounts below a directory, the inner ones first.
+
+    Args:
+        directory: An absolute path.
+        mounts: What /proc/self/mounts says; it writes a space as a backslash and 040.
+    """
+    places = [Path(line.split()[1].replace("\\040", " ")) for line in mounts.splitlines()]
+    return sorted((str(place) for place in places if place.is_relative_to(directory)), reverse=True)
 
 
 BINFMT_REGISTER = BINFMT / "register"

@@ -19,6 +19,7 @@ ARM64 = plan.BOARDS["arm64"]
 
 PROGRAMS = {
     "setpriv": 'shift 2; exec "$@"',
+    "unshare": 'shift 4; exec "$@"',
     "mmdebstrap": """
         for target; do case "$target" in */root) break;; esac; done
         mkdir -p "$target/etc/ssh"; echo 'ssh-ed25519 HOST root@x' > "$target/etc/ssh/ssh_host_ed25519_key.pub"

@@ -148,3 +148,10 @@ def test_nobody_gets_in_without_the_key() -> None:
 def test_a_board_that_does_not_exist() -> None:
     with pytest.raises(VirtualBoardError, match="no virtual board 'riscv64'; there are: arm64, armhf"):
         plan.find_board("riscv64")
+
+
+def test_mounts_that_a_killed_build_left_are_found() -> None:
+    lines = ("proc /proc", r"proc /a\040b/root/proc", r"sys /a\040b/root/sys", "tmpfs /a")
+    mounts = "".join(f"{line} any rw 0 0\n" for line in lines)
+    assert plan.mounts_below(Path("/a b"), mounts) == ["/a b/root/sys", "/a b/root/proc"]
+    assert plan.mounts_below(Path("/a b/ro"), mounts) == []
