@@ -115,9 +115,18 @@ def test_a_running_board_is_known_by_its_first_process_and_ends_with_it(builds: 
     files = build.build_board(ARM64, tmp_path, tell=say_nothing)
     settings = json.dumps({"directory": str(files.directory)})
     first = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)", "devices.virtual.supervise", settings]
+        [
+            sys.executable,
+            "-c",
+            "import time; print(1, flush=True); time.sleep(60)",
+            "devices.virtual.supervise",
+            settings,
+        ],
+        stdout=subprocess.PIPE,
     )
     try:
+        assert first.stdout is not None
+        assert first.stdout.read(1) == b"1"  # its arguments can be read from /proc a little after its start
         files.state.write_text(json.dumps({"pid": first.pid, "port": 2200, "idle_s": 600.0}))
         running = control.find_running(files)
         assert running == control.RunningBoard(files, first.pid, 2200, 600.0)
@@ -133,7 +142,7 @@ def test_a_running_board_is_known_by_its_first_process_and_ends_with_it(builds: 
         assert first.wait(timeout=10) != 0
     finally:
         first.kill()
-        first.wait()
+        first.communicate()
 
 
 def test_a_board_that_is_built_needs_nothing_of_the_machine(
