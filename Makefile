@@ -53,6 +53,14 @@ export: setup ## Export RECIPE to every target and precision and verify the file
 bench: setup ## Measure the exported models of RECIPE on DEVICE
 	$(BIN)/edgeship run $(RECIPE) --until benchmark $(DEVICE_OPTION) $(ARGS)
 
+MODELS ?= $$(ls -d runs/$(basename $(notdir $(RECIPE)))/artifacts/export-*/model.* | grep -E '[.](tflite|onnx|xml|fake)$$')
+
+.PHONY: bench-regression
+bench-regression: setup ## Measure RECIPE's models, or MODELS, anew; fail where one is slower than at the last commit
+	$(if $(filter file,$(origin MODELS)),$(BIN)/edgeship run $(RECIPE) --until export $(DEVICE_OPTION))
+	$(BIN)/edgeship bench $(MODELS) --sessions 8 --min-time 0.5 --precision 0 $(DEVICE_OPTION) $(ARGS)
+	$(BIN)/edgeship results compare --fail-on-slowdown
+
 .PHONY: bench-int8
 bench-int8: setup ## Measure int8 beside float32 and the converters' defaults, of seven networks
 	$(BIN)/edgeship bench-int8 $(DEVICE_OPTION) $(ARGS)

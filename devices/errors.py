@@ -14,6 +14,7 @@
     ├── TransferFailedError          3   a file did not arrive whole
     ├── DeviceBusyError              3   somebody else has held the board for too long
     ├── WheelMissingError            3   a package has no wheel for this board
+    ├── ResultsError                 2   the file of results can't be read or written
     └── VirtualBoardError            2   a virtual board that has not been built, or can't be on this machine
 
 `pipeline.errors` holds the errors of the host side; `devices` never imports `pipeline`.
@@ -107,6 +108,12 @@ class WheelMissingError(DeviceError):
     shows_details = True
 
 
+class ResultsError(DeviceError):
+    """The file of results can't be read or written."""
+
+    exit_code = 2
+
+
 class VirtualBoardError(DeviceError):
     """A virtual board has not been built, or can't be built or run on this machine."""
 
@@ -130,6 +137,7 @@ ERRORS: dict[str, type[DeviceError]] = {
         TransferFailedError,
         DeviceBusyError,
         WheelMissingError,
+        ResultsError,
         VirtualBoardError,
     )
 }

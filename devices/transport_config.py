@@ -6,7 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-Request = Literal["hello", "facts", "load", "warm_up", "measure", "memory", "predict", "unload"]
+Request = Literal[
+    "hello",
+    "facts",
+    "sample",
+    "set_governor",
+    "restore_governor",
+    "import_runtime",
+    "load",
+    "warm_up",
+    "measure",
+    "measure_image",
+    "profile",
+    "memory",
+    "predict",
+    "unload",
+]
 
 
 class _Frozen(BaseModel):

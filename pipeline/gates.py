@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic import Field
@@ -46,6 +46,9 @@ class GatesConfig(FrozenConfig):
         max_latency_p99_ms: The same for the 99th percentile.
         max_peak_memory_mb: Resident memory of the agent's process.
         max_size_bytes: Of the model's files.
+        min_delegated_share: Of a model's operations, 0..1, those that run where they are fast on the device: in XNNPACK
+            (LiteRT), in the first execution provider (ONNX Runtime), in a primitive that is not the reference one
+            (OpenVINO).
     """
 
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
@@ -60,6 +63,7 @@ class GatesConfig(FrozenConfig):
     max_latency_p99_ms: float | None = Field(default=None, gt=0)
     max_peak_memory_mb: float | None = Field(default=None, gt=0)
     max_size_bytes: int | None = Field(default=None, gt=0)
+    min_delegated_share: float | None = Field(default=None, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ def budget_rows(
             ("size_bytes", case["size_bytes"]),
         )
     ]
+    share = _measured_at_least("min_delegated_share", artifact, gates.min_delegated_share, case.get("delegated_share"))
+    rows.append(share and replace(share, device=device))
     return [row for row in rows if row is not None]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from devices.board.agent import BoardAgent
+from devices.board.cores import parse_cores
 from devices.board.errors import AgentError, ModelRejected, RuntimeMissing
 from devices.board.runners.fake import FakeRunner
 from devices.errors import (
@@ -23,6 +24,9 @@ from devices.errors import (
 from devices.profile import DeviceProfile
 from devices.transport_config import FakeTransport
 from devices.transports.base import OnEvent
+
+_NOWHERE = "/nonexistent"
+"""A root without sensors."""
 
 
 class FakeDevice:
@@ -63,7 +67,7 @@ class FakeAgent:
         self._profile, self._script = profile, script
         self._clock = _ScriptedClock(script.latency_ms)
         self._alive = True
-        board = BoardAgent({"fake": self._runner}, clock_ns=self._clock.read)
+        board = BoardAgent({"fake": self._runner}, clock_ns=self._clock.read, root=_NOWHERE)
         self._handlers = board.handlers()
 
     def request(
@@ -113,6 +117,10 @@ class FakeAgent:
             raise RuntimeMissing(f"the fake device runs the runtime 'fake' only, not '{params.get('runtime')}'")
         if method == "load" and Path(params["path"]).is_file():
             self._clock.start(Path(params["path"]).read_bytes())
+        if method == "load":
+            # This process is no board: its own cores are left alone.
+            cores = parse_cores(params.pop("cores", None) or "")
+            return {**self._handlers[method](params, on_event), "cores": cores}
         answer = self._handlers[method](params, on_event)
         return {**answer, **self._own_facts()} if method == "facts" else answer
 

@@ -188,8 +188,8 @@ def num_workers(config: TrainConfig) -> int:
 def num_threads(images: Images) -> int:
     """Returns how many threads of this process load images, where no worker process does.
 
-    None where the training has one core and images are arrays: its backend reads ahead by itself, and changing threads
-    would take as long as the images (1.6 ms a batch of 64, of 64x64 pixels).
+    None where the training has one core and images are arrays: changing threads would take as long as the images
+    (1.6 ms a batch of 64, of 64x64 pixels).
     """
     return 0 if _num_cores() == 1 and not images.encoded else _THREADS
 

@@ -91,7 +91,7 @@ class _Clock(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self.times: list[float] = []
 
-    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Notes the start."""
         self.times.append(time.monotonic())
 

@@ -106,6 +106,13 @@ def test_no_limit_no_row() -> None:
     assert parity_rows(GatesConfig(**empty), ARTIFACT, "int8", verified()) == []
 
 
+@pytest.mark.parametrize(("share", "passed"), [(0.9, True), (0.8999, False), (None, False)])
+def test_the_share_that_runs_fast(share: float | None, passed: bool) -> None:
+    given = case() if share is None else case(delegated_share=share)
+    (row,) = budget_rows(GatesConfig(min_delegated_share=0.9), {}, artifact=ARTIFACT, device="d", case=given)
+    assert (row.name, row.device, row.value, row.passed) == ("min_delegated_share", "d", share, passed)
+
+
 def test_a_memory_that_was_not_measured_breaks_its_budget() -> None:
     gates = GatesConfig(max_peak_memory_mb=10)
     (row,) = budget_rows(gates, {}, artifact=ARTIFACT, device="d", case=case(peak_memory_mb=None))
