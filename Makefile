@@ -103,7 +103,15 @@ test-tflite-runtime: setup ## Run the board agent with tflite-runtime and NumPy 
 	@test -n "$(TFLITE_PYTHON)" || { echo "tflite-runtime needs Python 3.9 to 3.11, and none was found" >&2; exit 2; }
 	@$(TFLITE_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(TFLITE_PYTHON) -m venv --clear $(TFLITE_VENV)
 	$(TFLITE_VENV)/bin/python -m pip install --quiet --require-hashes -r devices/requirements/tflite-runtime.lock
-	EDGESHIP_TFLITE_RUNTIME_PYTHON=$(TFLITE_VENV)/bin/python $(BIN)/pytest tests/board $(ARGS)
+	EDGESHIP_TFLITE_RUNTIME_PYTHON=$(TFLITE_VENV)/bin/python $(BIN)/pytest tests/board/test_tflite_runtime.py $(ARGS)
+
+.PHONY: board
+board: setup ## Build the virtual boards, arm64 and armhf, in the cache (Linux, as root)
+	$(BIN)/edgeship devices virtual build $(ARGS)
+
+.PHONY: test-board
+test-board: board ## Test on the virtual boards through SSH
+	$(BIN)/pytest tests/board/test_virtual_boards.py $(ARGS)
 
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml

@@ -14,7 +14,8 @@
     ├── TransferFailedError          3   a file did not arrive whole
     ├── DeviceBusyError              3   somebody else has held the board for too long
     ├── WheelMissingError            3   a package has no wheel for this board
-    └── ResultsError                 2   the file of results can't be read or written
+    ├── ResultsError                 2   the file of results can't be read or written
+    └── VirtualBoardError            2   a virtual board that has not been built, or can't be on this machine
 
 `pipeline.errors` holds the errors of the host side; `devices` never imports `pipeline`.
 """
@@ -113,6 +114,12 @@ class ResultsError(DeviceError):
     exit_code = 2
 
 
+class VirtualBoardError(DeviceError):
+    """A virtual board has not been built, or can't be built or run on this machine."""
+
+    exit_code = 2
+
+
 ERRORS: dict[str, type[DeviceError]] = {
     error.__name__: error
     for error in (
@@ -131,6 +138,7 @@ ERRORS: dict[str, type[DeviceError]] = {
         DeviceBusyError,
         WheelMissingError,
         ResultsError,
+        VirtualBoardError,
     )
 }
 """By name, so that an error recorded in a result or sent by a stage's process is raised again as itself."""

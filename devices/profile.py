@@ -32,7 +32,7 @@ from devices.address import host_variable, parse_address
 from devices.board.runners import RUNNERS
 from devices.errors import ProfileError
 from devices.profile_parts import Budgets, CoreCluster, Frozen, Sensor, Sensors, Storage
-from devices.transport_config import FakeTransport, LocalTransport, SshTransport, TransportConfig
+from devices.transport_config import FakeTransport, LocalTransport, SshTransport, TransportConfig, VirtualTransport
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 
@@ -283,6 +283,7 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
         ("transport", "local"): LocalTransport,
         ("transport", "fake"): FakeTransport,
         ("transport", "ssh"): SshTransport,
+        ("transport", "virtual"): VirtualTransport,
     }
     model = tables.get(tuple(part for part in location if isinstance(part, str)))
     keys = tuple(model.model_fields) if model else ()

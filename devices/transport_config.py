@@ -83,4 +83,21 @@ class SshTransport(_Frozen):
     lock_timeout_s: PositiveFloat = 3600.0
 
 
-TransportConfig = Annotated[LocalTransport | FakeTransport | SshTransport, Field(discriminator="kind")]
+class VirtualTransport(_Frozen):
+    """A virtual board on this machine, see `devices.virtual`: SSH to a loopback port, started where it does not run.
+
+    Attributes:
+        architecture: Of the board, as Debian names it.
+        directory: As in `SshTransport`.
+        wheelhouse: As in `SshTransport`.
+    """
+
+    kind: Literal["virtual"] = "virtual"
+    architecture: Literal["arm64", "armhf"]
+    directory: str = Field(default=".edgeship", pattern=r"^[A-Za-z0-9._/-]+$")
+    wheelhouse: str | None = None
+
+
+TransportConfig = Annotated[
+    LocalTransport | FakeTransport | SshTransport | VirtualTransport, Field(discriminator="kind")
+]

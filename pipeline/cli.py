@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -976,6 +977,65 @@ def devices_doctor(name: str, host: str | None, as_json: bool) -> None:
             click.echo(f"{'':<23}mend: {finding.mend}")
     _show_details(diagnosis.details)
     sys.exit(0 if diagnosis.usable else 3)
+
+
+@devices_group.group("virtual")
+def virtual_group() -> None:
+    """Virtual boards: Debian for ARM under emulation, with an SSH server on a loopback port."""
+
+
+_BOARDS = click.argument("boards", nargs=-1, metavar="[arm64|armhf]...")
+
+
+@command(virtual_group, "build")
+@_BOARDS
+@click.option("--mirror", envvar="EDGESHIP_DEBIAN_MIRROR", show_envvar=True, help="A Debian mirror.")
+def virtual_build(boards: tuple[str, ...], mirror: str | None) -> None:
+    """Build the boards (both without a name) in the cache, where they aren't there yet; needs root."""
+    from devices.virtual.build import build_board
+    from devices.virtual.plan import BOARDS, MIRROR, cache_directory, find_board
+
+    cache = cache_directory(os.environ)
+    for board in [find_board(name) for name in boards or BOARDS]:
+        files = build_board(board, cache, mirror=mirror or MIRROR, tell=lambda line: click.echo(line, err=True))
+        click.echo(f"{board.host_name}: {files.directory}")
+
+
+@command(virtual_group, "start")
+@_BOARDS
+def virtual_start(boards: tuple[str, ...]) -> None:
+    """Start the boards (both without a name) and let them run until they are stopped; needs root."""
+    from devices.virtual.control import start_board
+    from devices.virtual.plan import BOARDS, cache_directory, find_board, login_command
+
+    for board in [find_board(name) for name in boards or BOARDS]:
+        running = start_board(board, cache_directory(os.environ))
+        click.echo(f"{board.host_name}: {shlex.join(login_command(running.files, running.port))}")
+
+
+@command(virtual_group, "stop")
+def virtual_stop() -> None:
+    """End all boards with everything that runs on them."""
+    from devices.virtual.control import list_built, stop_board
+    from devices.virtual.plan import cache_directory
+
+    stopped = [files.directory.name for files in list_built(cache_directory(os.environ)) if stop_board(files)]
+    click.echo(f"stopped: {', '.join(stopped) or 'none, for none was running'}")
+
+
+@command(virtual_group, "status")
+@_JSON
+def virtual_status(as_json: bool) -> None:
+    """Show which boards are built, which run, and how to log in."""
+    from devices.virtual.control import board_states
+    from devices.virtual.plan import cache_directory
+
+    states = board_states(cache_directory(os.environ))
+    if as_json:
+        click.echo(json.dumps({"boards": states}, indent=2))
+        return
+    for state in states:
+        click.echo(f"{state['board']}: {state['state']}" + (f"; {state['login']}" if state["login"] else ""))
 
 
 @main.group("store")

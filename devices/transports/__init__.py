@@ -10,11 +10,13 @@ from devices.transports.base import Agent, Transport
 from devices.transports.fake import FakeDevice
 from devices.transports.local import LocalDevice
 from devices.transports.ssh import SshDevice
+from devices.transports.virtual import open_virtual
 
 TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
     "fake": FakeDevice,
     "local": LocalDevice,
     "ssh": SshDevice,
+    "virtual": open_virtual,
 }
 """By the `kind` of a profile's transport."""
 

@@ -38,7 +38,7 @@ BOARDS = (
 
 
 def test_shipped_profiles() -> None:
-    assert {"fake", "local", *BOARDS} <= set(list_profiles())
+    assert {"fake", "local", *BOARDS, "virtual-arm64", "virtual-armhf"} <= set(list_profiles())
     assert load_profile("local").latency_label == "measured"
     assert load_profile("fake").latency_label == "simulated"
 
