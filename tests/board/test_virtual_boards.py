@@ -189,7 +189,8 @@ def test_the_command_line_starts_the_board_it_needs(network: Path) -> None:
     close_links()
     stop_board(files)
     done = edgeship("bench", str(network / "mobilenet_v2/litert/float32/model.tflite"), "--device", "virtual-armhf",
-                    "--min-count", "10", "--min-time", "0", "--json")  # fmt: skip
+                    "--min-count", "10", "--min-time", "0", "--precision", "0", "--json",
+                    "--results", str(network / "results.jsonl"))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["latency_label"] == "simulated"
     running = find_running(files)
