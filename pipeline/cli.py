@@ -993,11 +993,11 @@ _BOARDS = click.argument("boards", nargs=-1, metavar="[arm64|armhf]...")
 def virtual_build(boards: tuple[str, ...], mirror: str | None) -> None:
     """Build the boards (both without a name) in the cache, where they aren't there yet; needs root."""
     from devices.virtual.build import build_board
-    from devices.virtual.plan import BOARDS, MIRROR, cache_directory, find_board
+    from devices.virtual.plan import BOARDS, cache_directory, find_board
 
     cache = cache_directory(os.environ)
     for board in [find_board(name) for name in boards or BOARDS]:
-        files = build_board(board, cache, mirror=mirror or MIRROR, tell=lambda line: click.echo(line, err=True))
+        files = build_board(board, cache, mirror=mirror, tell=lambda line: click.echo(line, err=True))
         click.echo(f"{board.host_name}: {files.directory}")
 
 

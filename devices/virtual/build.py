@@ -18,7 +18,7 @@ Tell = Callable[[str], None]
 """Takes one line for people."""
 
 
-def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str = plan.MIRROR, tell: Tell) -> plan.BoardFiles:
+def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str | None = None, tell: Tell) -> plan.BoardFiles:
     """Builds a board where the cache has none.
 
     It is made beside its place and put there by one rename: what is there is whole. Another build of the same board
@@ -27,7 +27,7 @@ def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str = plan.MIR
     Args:
         board: What to build.
         cache: See `plan.cache_directory`.
-        mirror: The address of a Debian mirror.
+        mirror: The address of a Debian mirror; None takes the one that this machine's apt uses for the release.
         tell: Takes progress.
 
     Raises:
@@ -117,11 +117,19 @@ def _emulates(board: plan.VirtualBoard) -> bool:
         return False
 
 
-def _build(board: plan.VirtualBoard, files: plan.BoardFiles, mirror: str, tell: Tell) -> None:
+def _own_mirror() -> str | None:
+    try:
+        listed = subprocess.run(plan.LIST_MIRRORS, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return None
+    return plan.parse_mirror(listed)
+
+
+def _build(board: plan.VirtualBoard, files: plan.BoardFiles, mirror: str | None, tell: Tell) -> None:
     files.directory.mkdir()
     log = files.directory / "build.log"
     tell(f"building Debian {plan.SUITE} for {board.architecture} (minutes)")
-    _run(plan.bootstrap_command(board, files.root, mirror=mirror), log)
+    _run(plan.bootstrap_command(board, files.root, mirror=mirror or _own_mirror()), log)
     root = files.root
     make_key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", board.host_name, "-f", str(files.identity)]
     _run(make_key, log)

@@ -12,8 +12,8 @@ from devices.errors import VirtualBoardError
 
 USER = "board"
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
-"""Without Debian's updates between point releases: nobody but this machine reaches a virtual board."""
+LIST_MIRRORS = ("apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages")
+"""Prints the mirrors that this machine's own apt takes packages from."""
 
 PACKAGES = ("libstdc++6", "openssh-server", "python3", "python3-numpy", "usr-is-merged")
 """The C++ library comes with apt on every Debian, and runtimes need it; the root has no apt, which would take a fifth
@@ -161,8 +161,23 @@ def board_key(board: VirtualBoard) -> str:
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def bootstrap_command(board: VirtualBoard, target: Path, *, mirror: str = MIRROR) -> list[str]:
-    """Builds the root in `target`, which must not exist; if we are killed it ends at once, with all its processes."""
+def parse_mirror(listed: str) -> str | None:
+    """The first mirror of the boards' release in what `LIST_MIRRORS` prints; None where there is none.
+
+    Debian's updates between point releases are left out: nobody but this machine reaches a virtual board.
+    """
+    pairs = (line.split() for line in listed.splitlines())
+    return next((pair[0] for pair in pairs if len(pair) == 2 and pair[1] == SUITE), None)
+
+
+def bootstrap_command(board: VirtualBoard, target: Path, *, mirror: str | None = None) -> list[str]:
+    """Builds the root in `target`, which must not exist; if we are killed it ends at once, with all its processes.
+
+    Args:
+        board: What to build.
+        target: Where.
+        mirror: The address of a Debian mirror; None takes mmdebstrap's own.
+    """
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--pid", "--mount-proc", "--fork", "--kill-child"),
@@ -176,7 +191,7 @@ def bootstrap_command(board: VirtualBoard, target: Path, *, mirror: str = MIRROR
         f"--essential-hook={_HOST_KEYS_HOOK}",
         SUITE,
         str(target),
-        mirror,
+        *([] if mirror is None else [mirror]),
     ]
 
 

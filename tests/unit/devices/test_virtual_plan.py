@@ -121,9 +121,16 @@ def test_a_registration_holds_in_a_chroot_where_the_emulator_is_open(case: Shown
     assert plan.follows_rule(case.text) == case.follows
 
 
+def test_the_mirror_is_the_one_of_this_machine() -> None:
+    listed = "http://s/security/ bookworm-security\nhttp://m/debian/ bookworm\nhttp://n/debian/ bookworm\n"
+    assert plan.parse_mirror(listed) == "http://m/debian/"
+    assert plan.parse_mirror("http://m/ubuntu/ noble\n") is None
+    assert plan.parse_mirror("") is None
+
+
 def test_command_lines_are_lists_that_keep_odd_paths_whole() -> None:
     odd = Path("/a b/'c'; d")
-    assert str(odd) in plan.bootstrap_command(ARM64, odd)
+    assert plan.bootstrap_command(ARM64, odd)[-1] == str(odd)
     assert plan.bootstrap_command(ARM64, odd, mirror="http://m/debian")[-1] == "http://m/debian"
     assert plan.sshd_command(odd, 2200)[1] == str(odd)
     assert plan.sshd_command(odd, 2200)[-1] == "ListenAddress=127.0.0.1:2200"
