@@ -191,10 +191,10 @@ def openvino(profile: DeviceProfile, facts: Facts) -> Verdict:
     if facts.get("cpu_ids"):
         return Verdict("ok", "the kernel shows the processor's ID registers")
     return Verdict(
-        "problem" if tuple(profile.runtimes) == ("openvino",) else "warning",
+        "warning",
         "the kernel does not show the processor's ID register (/sys/devices/system/cpu/cpu0/regs/identification/"
-        "midr_el1), which OpenVINO's ARM plugin reads: it can't run there. So it is under user-mode emulation; leave "
-        "openvino out of the profile's runtimes",
+        "midr_el1), which OpenVINO's ARM plugin reads, as under user-mode emulation: it may run slower there, or not "
+        "at all",
     )
 
 
