@@ -53,6 +53,14 @@ export: setup ## Export RECIPE to every target and precision and verify the file
 bench: setup ## Measure the exported models of RECIPE on DEVICE
 	$(BIN)/edgeship run $(RECIPE) --until benchmark $(DEVICE_OPTION) $(ARGS)
 
+MODELS ?= $$(ls -d runs/$(basename $(notdir $(RECIPE)))/artifacts/export-*/model.* | grep -E '[.](tflite|onnx|xml|fake)$$')
+
+.PHONY: bench-regression
+bench-regression: setup ## Measure RECIPE's models, or MODELS, anew; fail where one is slower than at the last commit
+	$(if $(filter file,$(origin MODELS)),$(BIN)/edgeship run $(RECIPE) --until export $(DEVICE_OPTION))
+	$(BIN)/edgeship bench $(MODELS) --sessions 8 --min-time 0.5 --precision 0 $(DEVICE_OPTION) $(ARGS)
+	$(BIN)/edgeship results compare --fail-on-slowdown
+
 .PHONY: bench-int8
 bench-int8: setup ## Measure int8 beside float32 and the converters' defaults, of seven networks
 	$(BIN)/edgeship bench-int8 $(DEVICE_OPTION) $(ARGS)
@@ -95,7 +103,15 @@ test-tflite-runtime: setup ## Run the board agent with tflite-runtime and NumPy 
 	@test -n "$(TFLITE_PYTHON)" || { echo "tflite-runtime needs Python 3.9 to 3.11, and none was found" >&2; exit 2; }
 	@$(TFLITE_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(TFLITE_PYTHON) -m venv --clear $(TFLITE_VENV)
 	$(TFLITE_VENV)/bin/python -m pip install --quiet --require-hashes -r devices/requirements/tflite-runtime.lock
-	EDGESHIP_TFLITE_RUNTIME_PYTHON=$(TFLITE_VENV)/bin/python $(BIN)/pytest tests/board $(ARGS)
+	EDGESHIP_TFLITE_RUNTIME_PYTHON=$(TFLITE_VENV)/bin/python $(BIN)/pytest tests/board/test_tflite_runtime.py $(ARGS)
+
+.PHONY: board
+board: setup ## Build the virtual boards, arm64 and armhf, in the cache (Linux, as root)
+	$(BIN)/edgeship devices virtual build $(ARGS)
+
+.PHONY: test-board
+test-board: board ## Test on the virtual boards through SSH
+	$(BIN)/pytest tests/board/test_virtual_boards.py $(ARGS)
 
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml

@@ -5,7 +5,17 @@
     ├── ModelRejectedError           2   the runtime raised while it loaded the file: bad file, wrong digest
     ├── AgentCrashedError            3   the agent's process ended without an answer
     ├── AgentTimeoutError            3   the agent did not answer in time and was ended
-    └── RuntimeMissingError          3   the runtime is not installed on the device
+    ├── RuntimeMissingError          3   the runtime is not installed on the device
+    ├── ConnectionFailedError        3   the device can't be reached, or the connection to it broke
+    │   ├── HostKeyError             3   the host's key is unknown, or another one than the known
+    │   └── LoginRefusedError        3   the host accepts none of the keys
+    ├── PythonMissingError           3   the board has no Python, or one that is too old
+    ├── StorageFullError             3   the board's storage has no room
+    ├── TransferFailedError          3   a file did not arrive whole
+    ├── DeviceBusyError              3   somebody else has held the board for too long
+    ├── WheelMissingError            3   a package has no wheel for this board
+    ├── ResultsError                 2   the file of results can't be read or written
+    └── VirtualBoardError            2   a virtual board that has not been built, or can't be on this machine
 
 `pipeline.errors` holds the errors of the host side; `devices` never imports `pipeline`.
 """
@@ -21,9 +31,14 @@ class DeviceError(Exception):
     Args:
         message: What was received, what was expected, what to do.
         details: Long text that is shown only on request: a traceback, the end of a stream.
+
+    Attributes:
+        shows_details: Whether the details are what a user needs at once: the command, its exit status and the end of
+            both streams, and never a traceback.
     """
 
     exit_code: ClassVar[int] = 3
+    shows_details: ClassVar[bool] = False
 
     def __init__(self, message: str, *, details: str = "") -> None:
         super().__init__(message)
@@ -55,6 +70,56 @@ class RuntimeMissingError(DeviceError):
     """The runtime that a model needs is not installed on the device."""
 
 
+class ConnectionFailedError(DeviceError):
+    """The device can't be reached, or the connection to it broke."""
+
+    shows_details = True
+
+
+class HostKeyError(ConnectionFailedError):
+    """The host's key is unknown, or is another one than the known."""
+
+
+class LoginRefusedError(ConnectionFailedError):
+    """The host accepts none of the keys that were offered."""
+
+
+class PythonMissingError(DeviceError):
+    """The board has no Python, or one that is too old."""
+
+    shows_details = True
+
+
+class StorageFullError(DeviceError):
+    """The board's storage has no room for what is to be sent; nothing of it was left there."""
+
+
+class TransferFailedError(DeviceError):
+    """A file did not arrive whole."""
+
+
+class DeviceBusyError(DeviceError):
+    """Somebody else has held the board for longer than one would wait."""
+
+
+class WheelMissingError(DeviceError):
+    """A package that a runtime needs has no wheel for this board."""
+
+    shows_details = True
+
+
+class ResultsError(DeviceError):
+    """The file of results can't be read or written."""
+
+    exit_code = 2
+
+
+class VirtualBoardError(DeviceError):
+    """A virtual board has not been built, or can't be built or run on this machine."""
+
+    exit_code = 2
+
+
 ERRORS: dict[str, type[DeviceError]] = {
     error.__name__: error
     for error in (
@@ -64,6 +129,16 @@ ERRORS: dict[str, type[DeviceError]] = {
         AgentCrashedError,
         AgentTimeoutError,
         RuntimeMissingError,
+        ConnectionFailedError,
+        HostKeyError,
+        LoginRefusedError,
+        PythonMissingError,
+        StorageFullError,
+        TransferFailedError,
+        DeviceBusyError,
+        WheelMissingError,
+        ResultsError,
+        VirtualBoardError,
     )
 }
 """By name, so that an error recorded in a result or sent by a stage's process is raised again as itself."""

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from devices.board.confidence import ConfidenceMap, read_confidence_map
-from devices.measurement import BenchmarkSettings, Case, benchmark
+from devices.measurement import Case
 from devices.profile import DeviceProfile
 from pipeline.answers import answers_on
 from pipeline.artifacts import ArtifactStore
@@ -42,32 +42,27 @@ from pipeline.targets.base import model_files
 _SUFFIXES = frozenset(target.suffix for target in TARGETS.values())
 
 
-def benchmark_models(
+def cases_of_models(
     paths: Sequence[Path],
     profile: DeviceProfile,
     *,
-    num_threads: int | None,
-    settings: BenchmarkSettings,
     store: ArtifactStore,
     description: ModelDescription,
     tell: Tell,
-) -> dict[str, Any]:
-    """Measures model files side by side on a device.
+) -> list[Case]:
+    """Returns what is to be measured of model files.
 
     What no runtime takes as it is, a Keras model or a SavedModel, is exported in float32 to every target first.
 
     Args:
         paths: Files of runtimes, Keras models, SavedModels.
         profile: The device.
-        num_threads: None takes the profile's.
-        settings: How long.
         store: Where exports are kept.
         description: What the command line says about the inputs.
         tell: Takes progress events.
 
     Raises:
         InputError: A file is missing or of no known format, or is named twice.
-        DeviceError: The device can't be used.
     """
     if len({path.resolve() for path in paths}) != len(paths):
         raise InputError("A model file is named twice. Name each once.")
@@ -75,7 +70,7 @@ def benchmark_models(
     cases = []
     for path in paths:
         if path.is_file() and path.suffix.lower() in _SUFFIXES:
-            cases.append(_case(path, str(path), num_threads=num_threads, input_shapes=shapes))
+            cases.append(_case(path, str(path), input_shapes=shapes))
             continue
         own = description if len(paths) == 1 else _without_names(description)
         recipe = _recipe(path, own, data={"source": "random"}, export={"precisions": ["float32"]})
@@ -86,14 +81,13 @@ def benchmark_models(
             _case(
                 artifact.directory / artifact.manifest.metrics["model"],
                 f"{path} {name.removeprefix('export/')}",
-                num_threads=num_threads,
             )
             for name, artifact in result.artifacts.items()
             if name.startswith("export/")
         ]
     if not cases:
         raise StageError(f"None of {', '.join(map(str, paths))} could be exported to a target; --debug says more.")
-    return benchmark(profile, cases, settings, tell=tell).model_dump(mode="json")
+    return cases
 
 
 def convert_model(

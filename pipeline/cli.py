@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,16 @@ _ROOT = click.option(
 )
 _DEVICE = click.option("--device", "device_name", default="local", show_default=True, help="A device profile.")
 
+_RESULTS = click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("runs/results.jsonl"),
+    envvar="EDGESHIP_RESULTS",
+    show_default=True,
+    show_envvar=True,
+    help="The file that every result is added to.",
+)
+
 
 def _describes_model(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that say of a model file what the file does not; they arrive as `described`."""
@@ -71,6 +82,35 @@ def _describes_model(function: Callable[..., Any]) -> Callable[..., Any]:
     def gathered(*args: Any, **kwargs: Any) -> Any:
         names = ("layout", "scale", "offset", "shapes", "metric")
         return function(*args, described={name: kwargs.pop(name) for name in names}, **kwargs)
+
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
+def _bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say how long and how something is measured; they arrive as `asked`."""
+    options = (
+        click.option("--threads", metavar="N[,N...]", help="Of one inference; several are swept. [default: profile's]"),
+        click.option("--cores", metavar="LIST|CLUSTER", help="Keep to cores: 0-3, or a cluster's name such as big."),
+        click.option("--governor", metavar="NAME", help="Set it while measuring, and put the old one back."),
+        click.option("--min-count", type=click.IntRange(10), default=400, show_default=True, help="Inferences."),
+        click.option("--min-time", type=click.FloatRange(0), help="Seconds of them.  [default: 1; compared 15]"),
+        click.option("--max-time", type=click.FloatRange(0, min_open=True), help="Then stop.  [default: 60]"),
+        click.option("--precision", type=click.FloatRange(0, 100), default=1.0, show_default=True, metavar="PERCENT",
+                     help="Stop once p90, or a compared ratio, is known so well; 0 stops at count and time."),
+        click.option("--sessions", type=click.IntRange(1, 40), help="New processes so often.  [default: 1; compared "
+                     "10]"),
+        click.option("--compare", is_flag=True, help="Say whether each is faster or slower than the first."),
+        click.option("--sustained", metavar="TIME", help="Run each without a pause, such as 30m; latency by minute."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the order."),
+    )  # fmt: skip
+    names = ("threads", "cores", "governor", "min_count", "min_time", "max_time", "precision", "sessions", "compare",
+             "sustained", "seed")  # fmt: skip
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, asked={name: kwargs.pop(name) for name in names}, **kwargs)
 
     for option in reversed(options):
         gathered = option(gathered)
@@ -113,6 +153,8 @@ class _Guard:
 
             click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
             click.echo(getattr(error, "details", ""), err=True)
+        elif getattr(error, "shows_details", False):
+            click.echo(getattr(error, "details", ""), err=True)
         code = getattr(error, "exit_code", None)
         message = getattr(error, "message", None)
         if isinstance(code, int) and isinstance(message, str):
@@ -140,6 +182,7 @@ def main() -> None:
 @click.option("--device", "devices", multiple=True, help="A device profile, instead of the recipe's. Repeatable.")
 @click.option("--until", type=click.Choice(STAGE_NAMES), default="report", show_default=True, help="Last stage.")
 @_SET
+@_RESULTS
 @_STORE
 @_SHARED_STORE
 @_RUNS
@@ -149,6 +192,7 @@ def run(
     devices: tuple[str, ...],
     until: str,
     overrides: tuple[str, ...],
+    results: Path,
     store: Path,
     shared_store: str | None,
     runs: Path,
@@ -161,7 +205,7 @@ def run(
     from pipeline.recipe import load_recipes
     from pipeline.remote_store import open_store
     from pipeline.report import failed_gates, report_of
-    from pipeline.run_directory import write_run_directory
+    from pipeline.run_directory import measured_anew, write_run_directory
     from pipeline.runner import run_recipe
 
     recipes = load_recipes(recipe_path, overrides)
@@ -178,7 +222,12 @@ def run(
             report = report_of(result)
             write_run_directory(runs / recipe.name, result, report, artifact_store)
             tracking.finish(result, report)
+            measured = measured_anew(result)
         reports.append(report)
+        if measured:  # a run that is cached loads nothing that measures
+            from pipeline.measuring import record_stages
+
+            record_stages(results, recipe.name, measured)
         if not as_json:
             _print_report(report, runs / recipe.name)
         for error in result.failures:
@@ -411,20 +460,22 @@ def bench_int8(
 @command(main, "bench")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_DEVICE
-@click.option("--threads", type=click.IntRange(1, 256), help="Threads of one inference; default the profile's.")
-@click.option("--min-count", type=click.IntRange(10), default=200, show_default=True, help="Timed inferences.")
-@click.option("--min-time", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds of them.")
+@_bench_options
+@click.option("--image", type=click.Path(path_type=Path), help="Times its whole way too: decode to softmax.")
+@click.option("--profile", "profiled", is_flag=True, help="Say where operations run, and how long each takes.")
 @_describes_model
+@_RESULTS
 @_STORE
 @_SHARED_STORE
 @_JSON
 def bench(
     models: tuple[Path, ...],
     device_name: str,
-    threads: int | None,
-    min_count: int,
-    min_time: float,
+    asked: dict[str, Any],
+    image: Path | None,
+    profiled: bool,
     described: dict[str, Any],
+    results: Path,
     store: Path,
     shared_store: str | None,
     as_json: bool,
@@ -433,42 +484,39 @@ def bench(
 
     A .tflite, .onnx or .xml file runs as it is; a .keras file or a SavedModel is exported to every target first.
     """
-    from devices.measurement import BenchmarkSettings
     from devices.profile import load_profile
-    from pipeline.adhoc import benchmark_models
+    from pipeline import measuring, measuring_text
+    from pipeline.adhoc import cases_of_models
     from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
-    settings = BenchmarkSettings(min_count=min_count, min_time_s=min_time, max_time_s=max(60.0, 2 * min_time))
+    options, device = measuring.bench_options(**asked), load_profile(device_name)
     with _progress() as progress:
-        result = benchmark_models(
-            models,
-            load_profile(device_name),
-            num_threads=threads,
-            settings=settings,
-            description=description_of(**described),
-            store=open_store(store, shared_store),
-            tell=progress.show,
-        )
-    failed = [case for case in result["cases"] if case["error"]]
-    details = {case["id"]: case["error"].pop("details") for case in failed}
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-    else:
-        rows = []
-        for case in result["cases"]:
-            latency = case["latency_ms"]
-            cells = [f"{latency[name]:.3f}" for name in ("p50", "p90", "p99", "mean", "std")] if latency else ["-"] * 5
-            more = [_cell(case[name], digits) for name, digits in (("load_ms", 1), ("first_inference_ms", 2),
-                                                                  ("peak_memory_mb", 0))]  # fmt: skip
-            rows.append((case["id"], str(case["num_threads"]), *cells, str(latency["count"] if latency else 0), *more))
-        columns = ("model", "threads", "p50 ms", "p90 ms", "p99 ms", "mean ms", "std ms", "count", "load ms",
-                   "first ms", "memory MiB")  # fmt: skip
-        _print_table(f"{result['device']} ({result['latency_label']})", columns, rows)
-    for case in failed:
-        _show_details(details[case["id"]])
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {case['error']['message']}", err=True)
-    sys.exit(max((case["error"]["exit_code"] for case in failed), default=0))
+        description, artifacts = description_of(**described), open_store(store, shared_store)
+        cases = cases_of_models(models, device, store=artifacts, description=description, tell=progress.show)
+        if image is not None:
+            cases = [measuring.with_image(case, image, description) for case in cases]
+        cases = measuring.with_threads(cases, options.threads)
+        if options.sustained_s is not None:
+            worked = measuring.work(device, cases, options, tell=progress.show)
+            unwritten = measuring.try_record_work(results, worked, options)
+            _print_lines(measuring_text.sustained_lines(worked), worked.model_dump(mode="json"), as_json=as_json)
+            if unwritten is not None:
+                raise unwritten
+            return
+        result = measuring.measure(device, cases, options, tell=progress.show)
+    unwritten = measuring.try_record(results, result)
+    places = measuring.profiles(device, cases) if profiled else {}
+    printed = measuring.printed(result, places)
+    lines = measuring_text.bench_lines(result) + measuring_text.profile_lines(places)
+    _print_lines(lines, printed, as_json=as_json)
+    failed = [case.error for case in result.cases if case.error]
+    for error in failed:
+        _show_details(error.details)
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+    if unwritten is not None:
+        raise unwritten
+    sys.exit(max((error.exit_code for error in failed), default=0))
 
 
 @command(main, "convert")
@@ -515,7 +563,7 @@ def convert(
             store=open_store(store, shared_store),
             tell=progress.show,
         )
-    broken = [GateRow(**row) for each in rows for row in each["gates"] if not row["passed"]]
+    broken = [GateRow(**row) for each in rows for row in each["gates"] if row["passed"] is False]
     failures = [error.message for error in result.failures]
     if as_json:
         click.echo(json.dumps({"model": str(model), "files": rows, "failures": failures}, indent=2))
@@ -533,7 +581,7 @@ def convert(
 
 
 def _converted_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    broken = any(not gate["passed"] for gate in row["gates"])
+    broken = any(gate["passed"] is False for gate in row["gates"])
     parity = row["parity"]
     return (
         Path(row["path"]).name,
@@ -856,38 +904,138 @@ def devices_list(as_json: bool) -> None:
     rows = [(profile.name, profile.transport.kind, profile.latency_label, ", ".join(profile.preference),
              profile.description) for profile in profiles]  # fmt: skip
     _print_table("", ("name", "transport", "latencies", "runtimes", "description"), rows)
+    click.echo("A board is looked for under its name; devices doctor NAME says how to tell where yours is.", err=True)
 
 
 @command(devices_group, "show")
 @click.argument("name")
 @_JSON
 def devices_show(name: str, as_json: bool) -> None:
-    """Show a device profile."""
+    """Show a device profile, with the source of each fact."""
+    from devices.fact_table import profile_rows
     from devices.profile import load_profile
 
-    profile = load_profile(name).model_dump(mode="json")
+    profile = load_profile(name)
     if as_json:
-        click.echo(json.dumps(profile, indent=2))
+        click.echo(json.dumps(profile.model_dump(mode="json"), indent=2))
         return
-    for key, value in profile.items():
-        click.echo(f"{key}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+    _print_table("", ("", "profile", "source"), profile_rows(profile))
+    for note in profile.notes:
+        click.echo(textwrap.fill(f"- {note}", 120, subsequent_indent="  "))
+
+
+_HOST = click.option(
+    "--host", metavar="[USER@]HOST[:PORT]", help="Where the board is, instead of what the profile says."
+)
 
 
 @command(devices_group, "facts")
 @click.argument("name")
+@_HOST
 @_JSON
-def devices_facts(name: str, as_json: bool) -> None:
-    """Ask a device what it is: processor, memory, governor, load, installed runtimes."""
+def devices_facts(name: str, host: str | None, as_json: bool) -> None:
+    """Ask a device what it is, and show where it differs from its profile."""
+    from devices.doctor import ask_facts
+    from devices.fact_table import compare_facts
     from devices.profile import load_profile
-    from devices.transports import open_transport
 
-    with open_transport(load_profile(name)).start_agent() as agent:
-        facts = agent.request("facts", timeout_s=60.0)
+    profile = load_profile(name, host=host)
+    facts = ask_facts(profile)
+    rows = compare_facts(profile, facts)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        comparison = [row.to_dict() for row in rows]
+        click.echo(json.dumps({"device": profile.name, "facts": facts, "comparison": comparison}, indent=2))
         return
-    for key, value in facts.items():
-        click.echo(f"{key}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+    cells = [(row.fact, row.profile or "-", row.board or "-", "differs" if row.differs else "") for row in rows]
+    _print_table("", ("fact", "profile", "board", ""), cells)
+    differing = [row.fact for row in rows if row.differs]
+    click.echo(f"{profile.name} differs from its profile in: {', '.join(differing) or 'nothing'}.")
+
+
+@command(devices_group, "doctor")
+@click.argument("name")
+@_HOST
+@_JSON
+def devices_doctor(name: str, host: str | None, as_json: bool) -> None:
+    """Say what is missing on a device, and the command that mends it; exit code 3 where it can't be used."""
+    from devices.doctor import diagnose
+    from devices.profile import load_profile
+
+    diagnosis = diagnose(load_profile(name, host=host))
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_dict(), indent=2))
+    colors = {"ok": "green", "warning": "yellow", "problem": "red"}
+    for finding in () if as_json else diagnosis.findings:
+        state = click.style(f"{finding.state:<9}", fg=colors.get(finding.state))
+        click.echo(
+            state
+            + textwrap.fill(
+                f"{finding.check:<14}{finding.message}", 111, subsequent_indent=" " * 23, break_on_hyphens=False
+            )
+        )
+        if finding.mend is not None:
+            click.echo(f"{'':<23}mend: {finding.mend}")
+    _show_details(diagnosis.details)
+    sys.exit(0 if diagnosis.usable else 3)
+
+
+@devices_group.group("virtual")
+def virtual_group() -> None:
+    """Virtual boards: Debian for ARM under emulation, with an SSH server on a loopback port."""
+
+
+_BOARDS = click.argument("boards", nargs=-1, metavar="[arm64|armhf]...")
+
+
+@command(virtual_group, "build")
+@_BOARDS
+@click.option("--mirror", envvar="EDGESHIP_DEBIAN_MIRROR", show_envvar=True, help="A Debian mirror.")
+def virtual_build(boards: tuple[str, ...], mirror: str | None) -> None:
+    """Build the boards (both without a name) in the cache, where they aren't there yet; needs root."""
+    from devices.virtual.build import build_board
+    from devices.virtual.plan import BOARDS, cache_directory, find_board
+
+    cache = cache_directory(os.environ)
+    for board in [find_board(name) for name in boards or BOARDS]:
+        files = build_board(board, cache, mirror=mirror, tell=lambda line: click.echo(line, err=True))
+        click.echo(f"{board.host_name}: {files.directory}")
+
+
+@command(virtual_group, "start")
+@_BOARDS
+def virtual_start(boards: tuple[str, ...]) -> None:
+    """Start the boards (both without a name) and let them run until they are stopped; needs root."""
+    from devices.virtual.control import start_board
+    from devices.virtual.plan import BOARDS, cache_directory, find_board, login_command
+
+    for board in [find_board(name) for name in boards or BOARDS]:
+        running = start_board(board, cache_directory(os.environ))
+        click.echo(f"{board.host_name}: {shlex.join(login_command(running.files, running.port))}")
+
+
+@command(virtual_group, "stop")
+def virtual_stop() -> None:
+    """End all boards with everything that runs on them."""
+    from devices.virtual.control import list_built, stop_board
+    from devices.virtual.plan import cache_directory
+
+    stopped = [files.directory.name for files in list_built(cache_directory(os.environ)) if stop_board(files)]
+    click.echo(f"stopped: {', '.join(stopped) or 'none, for none was running'}")
+
+
+@command(virtual_group, "status")
+@_JSON
+def virtual_status(as_json: bool) -> None:
+    """Show which boards are built, which run, and how to log in."""
+    from devices.virtual.control import board_states
+    from devices.virtual.plan import cache_directory
+
+    states = board_states(cache_directory(os.environ))
+    if as_json:
+        click.echo(json.dumps({"boards": states}, indent=2))
+        return
+    for state in states:
+        click.echo(f"{state['board']}: {state['state']}" + (f"; {state['login']}" if state["login"] else ""))
 
 
 @main.group("store")
@@ -943,6 +1091,73 @@ def store_gc(older_than: float, dry_run: bool, store: Path, as_json: bool) -> No
     for leftover in removed:
         click.echo(f"{leftover.kind}: {leftover.path.name} ({leftover.size_bytes / 1024:,.0f} KiB)")
     click.echo(f"{'Would remove' if dry_run else 'Removed'} {len(removed)} directories, {size / 2**20:,.1f} MiB.")
+
+
+@main.group("results")
+def results_group() -> None:
+    """Every result that was measured."""
+
+
+@command(results_group, "list")
+@click.option("--model", "text", help="Only cases whose name holds this text.")
+@click.option("--last", type=click.IntRange(1), default=30, show_default=True, help="So many of the newest.")
+@_RESULTS
+@_JSON
+def results_list(text: str | None, last: int, results: Path, as_json: bool) -> None:
+    """List the newest results."""
+    from pipeline import measuring, measuring_text
+
+    found = measuring.read(results, text, tell=_warn)[-last:]
+    if as_json:
+        click.echo(json.dumps({"results": [record.model_dump(mode="json") for record in found]}, indent=2))
+        return
+    _print_table(str(results), measuring_text.RESULT_COLUMNS, measuring_text.result_rows(found))
+
+
+@command(results_group, "compare")
+@click.option("--model", "text", help="Only cases whose name holds this text.")
+@click.option("--base", metavar="COMMIT", help="Compare with results of this commit, not of the last other one.")
+@click.option("--all", "every", is_flag=True, help="All cases, not only those of the newest run.")
+@click.option("--fail-on-slowdown", is_flag=True, help="Exit with 1 where a case is slower.")
+@_RESULTS
+@_JSON
+def results_compare(
+    text: str | None, base: str | None, every: bool, fail_on_slowdown: bool, results: Path, as_json: bool
+) -> None:
+    """Compare the cases of the newest run with the last commit's results on the same machine.
+
+    A verdict needs results of four sessions or more on both sides: edgeship bench --sessions 8.
+    """
+    from pipeline import measuring, measuring_text
+
+    rows = measuring.comparison_rows(measuring.read(results, text, tell=_warn), base, every=every)
+    _print_lines(measuring_text.regression_lines(rows), {"comparisons": rows}, as_json=as_json)
+    slower = [row["case"] for row in rows if row["verdict"] == "slower"]
+    if slower and fail_on_slowdown:
+        _fail(f"{len(slower)} of {len(rows)} cases are slower: {', '.join(slower)}.", 1)
+
+
+@command(results_group, "export")
+@click.option("--csv", "path", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), required=True,
+              help="Where the table goes; - is standard output.")  # fmt: skip
+@click.option("--model", "text", help="Only cases whose name holds this text.")
+@_RESULTS
+def results_export(path: Path, text: str | None, results: Path) -> None:
+    """Write the results as a table, one line each."""
+    from pipeline import measuring
+
+    table = measuring.csv_of(measuring.read(results, text, tell=_warn))
+    with click.open_file(str(path), "w", encoding="utf-8", atomic=str(path) != "-") as stream:
+        stream.write(table)
+
+
+def _warn(message: str) -> None:
+    click.echo(f"{click.style('Warning:', fg='yellow', bold=True)} {message}", err=True)
+
+
+def _print_lines(lines: Sequence[str], values: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints lines of text, or one JSON object instead."""
+    click.echo(json.dumps(values, indent=2) if as_json else "\n".join(lines))
 
 
 def _show_details(details: str) -> None:

@@ -46,6 +46,10 @@ class GatesConfig(FrozenConfig):
         max_latency_p99_ms: The same for the 99th percentile.
         max_peak_memory_mb: Resident memory of the agent's process.
         max_size_bytes: Of the model's files.
+        min_delegated_share: Of a model's operations, 0..1, those that run where they are fast on the device: in XNNPACK
+            (LiteRT), in the first execution provider (ONNX Runtime), in a primitive that is not the reference one
+            (OpenVINO).
+        max_energy_mj: Of one inference, in millijoules; where the device does not measure it, it is not checked.
     """
 
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
@@ -60,6 +64,8 @@ class GatesConfig(FrozenConfig):
     max_latency_p99_ms: float | None = Field(default=None, gt=0)
     max_peak_memory_mb: float | None = Field(default=None, gt=0)
     max_size_bytes: int | None = Field(default=None, gt=0)
+    min_delegated_share: float | None = Field(default=None, ge=0, le=1)
+    max_energy_mj: float | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,9 @@ class GateRow:
         limit: The limit.
         value: What was measured; None where the bits are equal and the value has no finite number (it passed), or
             where it could not be measured (it did not).
-        passed: Whether it holds.
+        passed: Whether it holds; None where it was not checked.
         blocking: Whether a failure fails the run. Budgets of artifacts that are not selected only rule them out.
+        reason: Why it was not checked.
     """
 
     name: str
@@ -82,8 +89,14 @@ class GateRow:
     device: str | None
     limit: float
     value: float | None
-    passed: bool
+    passed: bool | None
     blocking: bool = True
+    reason: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the limit was checked and broken."""
+        return self.passed is False
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row as JSON values."""
@@ -91,6 +104,9 @@ class GateRow:
 
     def sentence(self) -> str:
         """Returns the row in words."""
+        if self.passed is None:
+            where = f" on {self.device}" if self.device else ""
+            return f"{self.artifact}{where}: {self.name} {self.limit:.6g} was not checked: {self.reason}"
         relation = "is within" if self.passed else "breaks"
         where = f" on {self.device}" if self.device else ""
         value = f"{self.value:.6g}" if self.value is not None else "exact" if self.passed else "was not measured and"
@@ -170,7 +186,24 @@ def budget_rows(
             ("size_bytes", case["size_bytes"]),
         )
     ]
+    share = case.get("delegated_share")
+    rows.append(_measured_at_least("min_delegated_share", artifact, gates.min_delegated_share, share, device))
+    rows.append(_energy_row(gates, budgets, artifact, device, case))
+    if budgets.get("accuracy") is not None:
+        # What the model answers on the device itself; `min_accuracy` of the recipe is about this machine.
+        rows.append(_measured_at_least("min_accuracy", artifact, budgets["accuracy"], case.get("accuracy"), device))
     return [row for row in rows if row is not None]
+
+
+def _energy_row(
+    gates: GatesConfig, budgets: Mapping[str, float | None], artifact: str, device: str, case: Mapping[str, Any]
+) -> GateRow | None:
+    """The row of an energy budget. Few boards measure energy: elsewhere the row says so, and nothing fails for it."""
+    limit, value = _tighter(gates.max_energy_mj, budgets.get("energy_mj")), case.get("energy_mj")
+    if limit is None or value is not None:
+        return _at_most("max_energy_mj", artifact, limit, value, device=device)
+    reason = case.get("energy_reason") or "no energy was measured on this device"
+    return GateRow("max_energy_mj", artifact, device, limit, None, passed=None, blocking=False, reason=reason)
 
 
 def _tighter(first: float | None, second: float | None) -> float | None:
@@ -193,7 +226,9 @@ def _at_least(name: str, artifact: str, limit: float | None, value: float | None
     return GateRow(name, artifact, None, limit, value, value is None or value >= limit - 1e-12)
 
 
-def _measured_at_least(name: str, artifact: str, limit: float | None, value: float | None) -> GateRow | None:
+def _measured_at_least(
+    name: str, artifact: str, limit: float | None, value: float | None, device: str | None = None
+) -> GateRow | None:
     if limit is None:
         return None
-    return GateRow(name, artifact, None, limit, value, value is not None and value >= limit - 1e-12)
+    return GateRow(name, artifact, device, limit, value, value is not None and value >= limit - 1e-12)

@@ -59,7 +59,7 @@ def report_of(result: RunResult) -> dict[str, Any]:
 def failed_gates(report: Mapping[str, Any]) -> list[str]:
     """Returns a sentence for each gate whose failure fails the run."""
     rows = [GateRow(**row) for row in report["gates"]]
-    return [row.sentence() for row in rows if row.blocking and not row.passed]
+    return [row.sentence() for row in rows if row.blocking and row.failed]
 
 
 def _metrics(result: RunResult, name: str) -> dict[str, Any] | None:
@@ -143,7 +143,9 @@ def _benchmarks(result: RunResult) -> list[dict[str, Any]]:
                         for field in (
                             "latency_ms", "load_ms", "first_inference_ms", "warm_up_count", "num_threads",
                             "peak_memory_mb", "peak_memory_reason", "baseline_memory_mb", "sha256", "size_bytes",
-                            "stopped_by", "accuracy", "accuracy_interval", "ece", "ece_interval", "divergence",
+                            "stopped_by", "throughput_per_s", "runtime_memory_mb", "energy_mj", "energy_reason",
+                            "session_p50_ms", "delegated_share", "accuracy", "accuracy_interval", "ece", "ece_interval",
+                            "divergence",
                         )
                     },
                     "error": _without_details(case["error"]),
@@ -299,7 +301,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["gates"]:
         rows = [
             (row["artifact"], row["device"] or "", row["name"], _general(row["limit"]), _value(row),
-             "passed" if row["passed"] else "FAILED" if row["blocking"] else "ruled out")
+             _outcome(row))
             for row in report["gates"]
         ]  # fmt: skip
         parts += ["", "## Gates", "", *_markdown_table(("artifact", "device", "gate", "limit", "value", ""), rows)]
@@ -324,7 +326,7 @@ def _verdict(report: Mapping[str, Any], label: str, device: str, measured: Mappi
     if measured.get("error"):
         return "failed on the device"
     own = [row for row in report["gates"] if row["artifact"] == label and row["device"] in (None, device)]
-    broken = [row["name"] for row in own if not row["passed"]]
+    broken = [row["name"] for row in own if row["passed"] is False]
     return ", ".join(broken) if broken else "passed" if own else "-"
 
 
@@ -376,6 +378,12 @@ def _number(value: float | None, digits: int) -> str:
 
 def _general(value: float) -> str:
     return f"{value:.6g}"
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    if row["passed"] is None:
+        return f"not checked: {row['reason']}"
+    return "passed" if row["passed"] else "FAILED" if row["blocking"] else "ruled out"
 
 
 def _value(row: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ from pipeline.store_maintenance import register_root
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.md"
+BENCHMARK_FILE = "benchmark.json"
+"""Of a benchmark stage."""
 
 
 def write_run_directory(directory: Path, result: RunResult, report: Mapping[str, Any], store: ArtifactStore) -> None:
@@ -39,6 +41,16 @@ def write_run_directory(directory: Path, result: RunResult, report: Mapping[str,
                 path.unlink()
         write_durably(directory / REPORT_FILE, json.dumps(report, indent=2) + "\n")
         write_durably(directory / PAGE_FILE, markdown(report))
+
+
+def measured_anew(result: RunResult) -> list[Path]:
+    """Returns the files of what the run has measured, without what it took from the store."""
+    fresh = {record.name for record in result.stages if not record.cached}
+    return [
+        artifact.directory / BENCHMARK_FILE
+        for name, artifact in result.artifacts.items()
+        if name.startswith("benchmark/") and name in fresh
+    ]
 
 
 def read_report(directory: Path) -> dict[str, Any]:

@@ -348,7 +348,8 @@ class _Run:
     def _benchmark(self) -> None:
         for profile in self._result.profiles:
             host = host_facts() if profile.transport.kind == "local" else {}
-            stage = BenchmarkStage(benchmark=self.recipe.benchmark, profile=profile, host=host)
+            placed = self.recipe.gates.min_delegated_share is not None
+            stage = BenchmarkStage(benchmark=self.recipe.benchmark, profile=profile, host=host, placed=placed)
             inputs = [name for name in ("data", "calibrate") if name in self._result.artifacts]
             # What this machine answered is compared with what another device answers.
             answered = [name for name in self._result.artifacts if name.startswith("verify/") and not host]

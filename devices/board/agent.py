@@ -2,10 +2,16 @@
 
 hello                                                          -> protocol, python, pid
 facts                                                          -> see `facts.collect`
+sample                                                         -> see `sensors.sample`
+set_governor {governor}, restore_governor                      -> nothing
+import_runtime {runtime}                                       -> memory before and after, of an agent without a model
 load {runtime, path, num_threads, sha256?, weights_sha256?,
-      input_shapes?}                                           -> times, description, digest, size, memory
+      input_shapes?, cores?}                                   -> times, description, digest, size, memory, cores
 warm_up {min_count, min_time_s}                                -> count, seconds
-measure {count?, time_s?, settle_count?}                       -> latencies_ns
+measure {count?, time_s?, settle_count?}                       -> latencies_ns, energy_uj or energy_reason
+measure_image {path, preprocess, transform, count?, time_s?,
+               settle_count?}                                  -> see `end_to_end.stages_record`
+profile {runtime, path, num_threads, input_shapes?, count?}    -> see `profiling.profile`
 memory                                                         -> peak_memory_mb
 predict {inputs: [{name, path, transform}], labels?, outputs?} -> see `prediction.predict`; `outputs` is a directory
 unload                                                         -> nothing
@@ -21,19 +27,22 @@ import platform
 import shutil
 import tempfile
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from . import facts
+from . import facts, sensors
+from .cores import pin
+from .end_to_end import ImagePath, stages_record
 from .errors import AgentError, ModelRejected
 from .jsonlines import EmitEvent, Handler
 from .memory import peak_memory, resident_memory_mb
 from .prediction import predict
-from .runners import RUNNERS, Runner
+from .profiling import profile
+from .runners import IMPORTS, RUNNERS, Runner
 from .runners.contract import Feed, make_feeds
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 _NUM_INPUTS = 4
 
@@ -46,29 +55,41 @@ class BoardAgent:
     Args:
         runners: By runtime name, what makes a runner.
         clock_ns: What latencies are read from; the fake device puts a scripted one here.
+        root: Of the file system that sensors are read from; the fake device has none.
     """
 
     def __init__(
         self,
         runners: Mapping[str, Callable[[], Runner]] = RUNNERS,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
+        root: str = "",
     ) -> None:
         self._runners = runners
         self._clock_ns = clock_ns
+        self._root = root
         self._runner: Optional[Runner] = None
         self._feeds: List[Feed] = []
         self._inputs: List[List[Array[Any, Any]]] = []
         self._next_input = 0
         self._scratch = ""
+        self._governors: List[Tuple[str, str]] = []
+        self._meter: Optional[sensors.EnergyMeter] = None
+        self._images: Dict[str, ImagePath] = {}
 
     def handlers(self) -> Dict[str, Handler]:
         """By method name, for `jsonlines.serve`."""
         return {
             "hello": self._hello,
             "facts": self._facts,
+            "sample": self._sample,
+            "set_governor": self._set_governor,
+            "restore_governor": self._restore_governor,
+            "import_runtime": self._import_runtime,
             "load": self._load,
             "warm_up": self._warm_up,
             "measure": self._measure,
+            "measure_image": self._measure_image,
+            "profile": self._profile,
             "memory": self._memory,
             "predict": self._predict,
             "unload": self._unload,
@@ -80,6 +101,23 @@ class BoardAgent:
     def _facts(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         return facts.collect()
 
+    def _sample(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
+        return sensors.sample(self._root)
+
+    def _set_governor(self, params: Dict[str, Any], emit_event: EmitEvent) -> None:  # noqa: ARG002
+        old = sensors.set_governor(params["governor"], self._root)
+        self._governors = self._governors or old
+
+    def _restore_governor(self, params: Dict[str, Any], emit_event: EmitEvent) -> None:  # noqa: ARG002
+        old, self._governors = self._governors, []
+        sensors.restore_governors(old)
+
+    def _import_runtime(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
+        """Imports a runtime into an agent that has no model, to tell the memory of the one from the other's."""
+        before = resident_memory_mb()
+        IMPORTS[params["runtime"]]()
+        return {"baseline_memory_mb": before, "runtime_memory_mb": resident_memory_mb()}
+
     def _load(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         if self._runner is not None:
             raise AgentError("the agent holds a model already; unload it, or start another agent")
@@ -90,6 +128,8 @@ class BoardAgent:
             raise AgentError(f"num_threads is {num_threads!r}; expected a whole number of at least 1")
         input_shapes: Dict[str, List[int]] = params.get("input_shapes") or {}
         files = _check_files(path, params.get("sha256"), params.get("weights_sha256"))
+        # Before the runtime is imported, so that the threads it starts keep to the same cores.
+        cores = pin(params["cores"]) if params.get("cores") else None
         baseline_memory_mb = resident_memory_mb()
         runner = self._runners[runtime]()
         started = self._clock_ns()
@@ -106,6 +146,7 @@ class BoardAgent:
             "load_ms": (loaded - started) / 1e6,
             "first_inference_ms": (done - first) / 1e6,
             "num_threads": num_threads,
+            "cores": cores,
             "sha256": files[0]["sha256"],
             "size_bytes": sum(file["size_bytes"] for file in files),
             "files": files,
@@ -131,16 +172,13 @@ class BoardAgent:
 
         `settle_count` inferences go before them untimed: another process has just used the caches.
         """
-        runner, clock_ns = self._loaded(), self._clock_ns
-        count, time_s = params.get("count"), params.get("time_s")
-        if count is None and time_s is None:
-            raise AgentError("measure needs a count, a time_s, or both")
-        limit = float("inf") if count is None else int(count)
-        budget_ns = float("inf") if time_s is None else float(time_s) * 1e9
+        runner, clock_ns, meter = self._loaded(), self._clock_ns, self._energy_meter()
+        limit, budget_ns = _limits(params)
         latencies: List[int] = []
         for _ in range(int(params.get("settle_count", 0))):
             runner.infer(self._input())
         with _no_garbage_collection():
+            energy = meter.read_uj()
             begin = clock_ns()
             while True:
                 inputs = self._input()
@@ -149,7 +187,35 @@ class BoardAgent:
                 ended = clock_ns()
                 latencies.append(ended - started)
                 if len(latencies) >= limit or ended - begin >= budget_ns:
-                    return {"latencies_ns": latencies}
+                    break
+            energy_uj = meter.spent_uj(energy, meter.read_uj())
+        return {"latencies_ns": latencies, "energy_uj": energy_uj, "energy_reason": meter.reason}
+
+    def _measure_image(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
+        """The whole way of an image, timed as `measure` times inferences."""
+        path, clock_ns = params["path"], self._clock_ns
+        if path not in self._images:
+            self._images[path] = ImagePath(path, params["preprocess"], params["transform"], self._loaded(), self._feeds)
+        image = self._images[path]
+        limit, budget_ns = _limits(params)
+        stages: List[List[int]] = []
+        for _ in range(int(params.get("settle_count", 0))):
+            image.run(clock_ns)
+        with _no_garbage_collection():
+            begin = clock_ns()
+            while len(stages) < limit and (not stages or clock_ns() - begin < budget_ns):
+                stages.append(image.run(clock_ns))
+        return stages_record(stages, image.decoder)
+
+    def _profile(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
+        return profile(
+            params["runtime"],
+            params["path"],
+            num_threads=params["num_threads"],
+            input_shapes=params.get("input_shapes") or {},
+            count=int(params.get("count", 20)),
+            make_inputs=lambda records, feeds: _random_inputs(records, feeds)[0],
+        )
 
     def _memory(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         return peak_memory()
@@ -165,7 +231,7 @@ class BoardAgent:
         )
 
     def _unload(self, params: Dict[str, Any], emit_event: EmitEvent) -> None:  # noqa: ARG002
-        self._runner, self._feeds, self._inputs = None, [], []
+        self._runner, self._feeds, self._inputs, self._images = None, [], [], {}
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = ""
@@ -177,6 +243,11 @@ class BoardAgent:
             self._scratch = tempfile.mkdtemp(prefix="edgeship-")
         return self._scratch
 
+    def _energy_meter(self) -> sensors.EnergyMeter:
+        if self._meter is None:
+            self._meter = sensors.EnergyMeter(self._root)
+        return self._meter
+
     def _loaded(self) -> Runner:
         if self._runner is None:
             raise AgentError("no model is loaded; send 'load' first")
@@ -186,6 +257,15 @@ class BoardAgent:
         """The next of the prepared sets of inputs, in turn."""
         self._next_input = (self._next_input + 1) % len(self._inputs)
         return self._inputs[self._next_input]
+
+
+def _limits(params: Mapping[str, Any]) -> Tuple[float, float]:
+    """How many inferences a block has and how many nanoseconds it takes, at most."""
+    count, time_s = params.get("count"), params.get("time_s")
+    if count is None and time_s is None:
+        raise AgentError("measure needs a count, a time_s, or both")
+    limit = float("inf") if count is None else int(count)
+    return limit, float("inf") if time_s is None else float(time_s) * 1e9
 
 
 def _random_inputs(records: Sequence[Dict[str, Any]], feeds: Sequence[Feed]) -> List[List[Array[Any, Any]]]:

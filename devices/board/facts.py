@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
+import struct
+import sys
 import time
-from importlib import metadata
+from importlib import metadata, util
 from typing import Any, Dict, List, Optional, Tuple
+
+from . import hardware
 
 CPU_FEATURES = (
     # x86
@@ -48,31 +53,9 @@ RUNTIME_PACKAGES = {
 }
 """By distribution name, the runtime it brings."""
 
-# ARM's implementer and part numbers (Arm Ltd., "Main ID Register"; the kernel prints them instead of a name).
-_ARM_PARTS = {
-    ("0x41", "0xb76"): "ARM1176",
-    ("0x41", "0xc07"): "Cortex-A7",
-    ("0x41", "0xc08"): "Cortex-A8",
-    ("0x41", "0xc09"): "Cortex-A9",
-    ("0x41", "0xc0f"): "Cortex-A15",
-    ("0x41", "0xd03"): "Cortex-A53",
-    ("0x41", "0xd04"): "Cortex-A35",
-    ("0x41", "0xd05"): "Cortex-A55",
-    ("0x41", "0xd07"): "Cortex-A57",
-    ("0x41", "0xd08"): "Cortex-A72",
-    ("0x41", "0xd09"): "Cortex-A73",
-    ("0x41", "0xd0a"): "Cortex-A75",
-    ("0x41", "0xd0b"): "Cortex-A76",
-    ("0x41", "0xd0c"): "Neoverse-N1",
-    ("0x41", "0xd40"): "Neoverse-V1",
-    ("0x41", "0xd41"): "Cortex-A78",
-    ("0x41", "0xd42"): "Cortex-A78AE",
-    ("0x41", "0xd49"): "Neoverse-N2",
-    ("0x41", "0xd4f"): "Neoverse-V2",
-}
-
 _BUSY_SAMPLE_S = 0.33
 _CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
+_CPU_IDS = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
 
 
 def collect() -> Dict[str, Any]:
@@ -86,6 +69,7 @@ def collect() -> Dict[str, Any]:
         "cpu_features": parse_cpu_features(cpuinfo),
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
+        "clusters": hardware.clusters(cpuinfo),
         "governor": _read(_CPU + "/scaling_governor").strip() or None,
         "frequency_mhz": parse_frequency_mhz(cpuinfo, _read(_CPU + "/scaling_cur_freq")),
         "memory_mb": parse_memory_mb(_read("/proc/meminfo"), "MemTotal"),
@@ -93,10 +77,20 @@ def collect() -> Dict[str, Any]:
         "cpu_busy_share": _busy_share(),
         "load_average": parse_load_average(_read("/proc/loadavg")),
         "throttle_count": _throttle_count(),
+        "throttling": hardware.throttling(),
+        "cooling_states": hardware.cooling_states(),
+        "temperatures_c": hardware.temperatures_c(),
+        "energy_sensors": hardware.energy_sensors(),
+        **_storage_mb(os.path.expanduser("~")),
         "kernel": platform.release(),
         "os": parse_os_name(_read("/etc/os-release")) or platform.system(),
         "libc": f"{libc} {libc_version}" if libc else None,
         "python": platform.python_version(),
+        "python_executable": sys.executable,
+        "python_bits": 8 * struct.calcsize("P"),
+        "python_modules": {name: util.find_spec(name) is not None for name in ("venv", "ensurepip", "pip")},
+        "numpy": _version("numpy"),
+        "cpu_ids": hardware.parse_cpu_ids(_read(_CPU_IDS)),
         "runtimes": installed_runtimes(),
     }
 
@@ -107,7 +101,9 @@ def parse_cpu_model(cpuinfo: str) -> Optional[str]:
     implementers = re.findall(r"^CPU implementer\s*:\s*(\S+)$", cpuinfo, re.MULTILINE)
     parts = re.findall(r"^CPU part\s*:\s*(\S+)$", cpuinfo, re.MULTILINE)
     if parts and len(implementers) == len(parts):
-        names = [_ARM_PARTS.get(pair, f"implementer {pair[0]} part {pair[1]}") for pair in zip(implementers, parts)]
+        names = [
+            hardware.ARM_PARTS.get(pair, f"implementer {pair[0]} part {pair[1]}") for pair in zip(implementers, parts)
+        ]
         distinct = sorted(set(names), key=names.index)
         return " + ".join(f"{names.count(name)} x {name}" for name in distinct)
     return match.group(1).strip() if match else None
@@ -159,13 +155,29 @@ def parse_os_name(os_release: str) -> Optional[str]:
 
 def installed_runtimes() -> Dict[str, Dict[str, str]]:
     """By distribution name, the runtime it brings and its version; nothing is imported."""
-    found = {}
-    for package, runtime in RUNTIME_PACKAGES.items():
-        try:
-            found[package] = {"runtime": runtime, "version": metadata.version(package)}
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = {package: _version(package) for package in RUNTIME_PACKAGES}
+    return {
+        package: {"runtime": RUNTIME_PACKAGES[package], "version": version}
+        for package, version in versions.items()
+        if version is not None
+    }
+
+
+def _version(package: str) -> Optional[str]:
+    """Of an installed distribution; nothing is imported."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _storage_mb(folder: str) -> Dict[str, Optional[int]]:
+    """MiB of the file system that a folder lies on, and those of them that are free."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return {"storage_mb": None, "free_storage_mb": None}
+    return {"storage_mb": usage.total >> 20, "free_storage_mb": usage.free >> 20}
 
 
 def _busy_share() -> Optional[float]:

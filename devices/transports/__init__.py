@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from devices.errors import DeviceError
 from devices.profile import DeviceProfile
 from devices.transports.base import Agent, Transport
 from devices.transports.fake import FakeDevice
 from devices.transports.local import LocalDevice
+from devices.transports.ssh import SshDevice
+from devices.transports.virtual import open_virtual
 
 TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
     "fake": FakeDevice,
     "local": LocalDevice,
+    "ssh": SshDevice,
+    "virtual": open_virtual,
 }
 """By the `kind` of a profile's transport."""
 
 
 def open_transport(profile: DeviceProfile) -> Transport:
-    """The way to the device of a profile."""
+    """The way to the device of a profile.
+
+    Raises:
+        DeviceError: This version knows no such way.
+    """
+    if profile.transport.kind not in TRANSPORTS:
+        known = ", ".join(TRANSPORTS)
+        raise DeviceError(f"{profile.name} is reached by {profile.transport.kind}; this version reaches by: {known}")
     return TRANSPORTS[profile.transport.kind](profile)
 
 

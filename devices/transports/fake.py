@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from devices.board.agent import BoardAgent
+from devices.board.cores import parse_cores
 from devices.board.errors import AgentError, ModelRejected, RuntimeMissing
 from devices.board.runners.fake import FakeRunner
 from devices.errors import (
@@ -20,8 +21,12 @@ from devices.errors import (
     ModelRejectedError,
     RuntimeMissingError,
 )
-from devices.profile import DeviceProfile, FakeTransport
+from devices.profile import DeviceProfile
+from devices.transport_config import FakeTransport
 from devices.transports.base import OnEvent
+
+_NOWHERE = "/nonexistent"
+"""A root without sensors."""
 
 
 class FakeDevice:
@@ -62,7 +67,7 @@ class FakeAgent:
         self._profile, self._script = profile, script
         self._clock = _ScriptedClock(script.latency_ms)
         self._alive = True
-        board = BoardAgent({"fake": self._runner}, clock_ns=self._clock.read)
+        board = BoardAgent({"fake": self._runner}, clock_ns=self._clock.read, root=_NOWHERE)
         self._handlers = board.handlers()
 
     def request(
@@ -112,6 +117,10 @@ class FakeAgent:
             raise RuntimeMissing(f"the fake device runs the runtime 'fake' only, not '{params.get('runtime')}'")
         if method == "load" and Path(params["path"]).is_file():
             self._clock.start(Path(params["path"]).read_bytes())
+        if method == "load":
+            # This process is no board: its own cores are left alone.
+            cores = parse_cores(params.pop("cores", None) or "")
+            return {**self._handlers[method](params, on_event), "cores": cores}
         answer = self._handlers[method](params, on_event)
         return {**answer, **self._own_facts()} if method == "facts" else answer
 
@@ -131,9 +140,17 @@ class FakeAgent:
             "cpu_busy_share": 0.0,
             "load_average": [0.0, 0.0, 0.0],
             "throttle_count": None,
+            "clusters": [],
+            "throttling": None,
+            "cooling_states": {},
+            "temperatures_c": {},
+            "energy_sensors": [],
+            "storage_mb": None,
+            "free_storage_mb": None,
             "kernel": None,
             "os": self._profile.os,
             "libc": None,
+            "cpu_ids": False,
             "runtimes": {"fake": {"runtime": "fake", "version": "1"}},
         }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from devices.board.confidence import ConfidenceMap, read_confidence_map
 from devices.errors import DeviceError
-from devices.measurement import Case, benchmark
+from devices.measurement import Case, benchmark, profile_case
 from devices.profile import DeviceProfile
 from pipeline.answers import answers_on
 from pipeline.benchmark_config import BenchmarkConfig
@@ -37,6 +37,7 @@ class BenchmarkStage(Stage):
         benchmark: How long.
         profile: The device.
         host: Facts that tell one machine from another, for a device that is this machine.
+        placed: Whether each model also runs with its runtime's profiler, which says where its operations run.
     """
 
     stage: ClassVar[str] = "benchmark"
@@ -46,6 +47,7 @@ class BenchmarkStage(Stage):
     benchmark: BenchmarkConfig
     profile: DeviceProfile
     host: dict[str, Any]
+    placed: bool = False
 
     def tool_names(self) -> tuple[str, ...]:
         """All runtimes."""
@@ -68,11 +70,14 @@ class BenchmarkStage(Stage):
         judged = signature.metric is not None and "data" in inputs
         samples = split_samples(inputs["data"], "test", signature) if judged else None
         confidence_map = read_confidence_map(str(inputs["calibrate"]))
-        result = benchmark(self.profile, cases, self.benchmark.settings(), tell=tell).model_dump(mode="json")
+        settings = self.benchmark.settings().model_copy(update={"runtime_memory": True})
+        result = benchmark(self.profile, cases, settings, tell=tell).model_dump(mode="json")
         for case, measured in zip(cases, result["cases"], strict=True):
             if measured["error"] is None and samples is not None:
                 here = inputs.get(f"verify/{case.id}")
                 measured.update(self._accuracy(case, samples, confidence_map, out_dir, tell, here=here))
+            if measured["error"] is None and self.placed:
+                measured.update(self._placement(case, tell))
         (out_dir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return {
             "device": self.profile.name,
@@ -83,6 +88,14 @@ class BenchmarkStage(Stage):
             "warnings": result["warnings"],
             "cases": result["cases"],
         }
+
+    def _placement(self, case: Case, tell: Tell) -> dict[str, Any]:
+        tell({"message": f"placement of {case.id}"})
+        try:
+            found = profile_case(self.profile, case, count=1)
+        except DeviceError as error:
+            return {"delegated_share": None, "partitions": None, "placement_reason": error.message}
+        return {"delegated_share": found["delegated_share"], "partitions": found["partitions"]}
 
     def _accuracy(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -103,7 +104,7 @@ def select(
         if case is not None and case["error"] is None:
             own += budget_rows(gates, budgets, artifact=label, device=device, case=case)
         rows += own
-        failed = [row for row in own if not row.passed]
+        failed = [row for row in own if row.failed]
         if case is None or case["error"] is not None:
             excluded[label] = case["error"]["message"] if case else "it was not measured"
         elif failed:
@@ -136,10 +137,7 @@ def _unblock_budgets(rows: list[GateRow], *, selected: bool) -> list[GateRow]:
     """A broken budget only rules its artifact out, as long as another one keeps to the budget."""
     if not selected:
         return rows
-    return [
-        GateRow(row.name, row.artifact, row.device, row.limit, row.value, row.passed, blocking=row.device is None)
-        for row in rows
-    ]
+    return [replace(row, blocking=row.device is None) for row in rows]
 
 
 def _reason(

@@ -328,7 +328,7 @@ def write_fake_model(path: Path, behaviour: str) -> None:
         )
 
 
-FAKE_BENCH = ("bench", "model.fake", "--min-count", "10", "--min-time", "0", "--device")
+FAKE_BENCH = ("bench", "model.fake", "--min-count", "10", "--min-time", "0", "--precision", "0", "--device")
 
 
 @dataclass(frozen=True)

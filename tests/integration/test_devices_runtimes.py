@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from devices.errors import AgentCrashedError, DeviceError, ModelRejectedError
-from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, ImageInput, SampleFile, benchmark, predict, profile_case
 from devices.profile import load_profile
 
 SIDE, CLASSES, IMAGES = 16, 5, 24
@@ -178,3 +178,68 @@ def test_images_of_another_size_are_refused(models: Path, tmp_path: Path) -> Non
     case = Case(id="net", runtime="litert", path=str(models / "net.tflite"))
     with pytest.raises(DeviceError, match=r"uint8 \(2, 8, 8, 3\)"):
         predict(load_profile("local"), case, [SampleFile(path=str(tmp_path / "small.npy"))], None, str(tmp_path))
+
+
+class Placement(NamedTuple):
+    """Where the operations of the network run, and whether the runtime tells how long each takes."""
+
+    runtime: str
+    operations: set[str]
+    timed: bool
+
+
+PLACEMENTS = [
+    Placement("litert", {"CONV_2D", "FULLY_CONNECTED"}, timed=False),
+    Placement("onnxruntime", {"Gemm"}, timed=True),
+    Placement("openvino", {"Convolution", "FullyConnected"}, timed=True),
+]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.runtime)
+def test_where_operations_run(placement: Placement, models: Path) -> None:
+    case = Case(id="net", runtime=placement.runtime, path=str(models / FILES[placement.runtime]))
+    found = profile_case(load_profile("local"), case, count=5)
+    layers = found["layers"]
+    assert placement.operations <= {layer["operation"] for layer in layers}
+    assert found["operations"] == len(layers)
+    assert all(layer["where"] for layer in layers)
+    assert all((layer["ms"] is not None) == placement.timed for layer in layers)
+    assert (found["reason"] is None) == placement.timed
+    if placement.runtime == "onnxruntime":
+        assert {layer["where"] for layer in layers} == {"CPUExecutionProvider"}
+        assert found["delegated_share"] == 1
+    if placement.runtime == "litert":
+        where = {layer["operation"]: layer["where"] for layer in layers}
+        assert where["CONV_2D"] == where["FULLY_CONNECTED"] == "XNNPACK"
+        assert where["CAST"] == "built-in kernel"
+        assert found["partitions"] == 1
+        assert found["delegated_share"] == (len(layers) - 1) / len(layers)
+
+
+def test_free_dimensions_are_profiled_with_the_shapes_given(models: Path) -> None:
+    for runtime in ("onnxruntime", "openvino"):
+        case = Case(
+            id="free", runtime=runtime, path=str(models / "free.onnx"), input_shapes={"image": (1, 3, SIDE, SIDE)}
+        )
+        assert profile_case(load_profile("local"), case, count=2)["layers"]
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_memory_of_the_runtime_and_the_way_of_an_image(runtime: str, models: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.jpg")
+    record = {"size": [SIDE, SIDE], "resize": "stretch", "crop": "none", "interpolation": "bilinear"}
+    image = ImageInput(path=str(tmp_path / "image.jpg"), preprocess=record, transform={"dtype": "uint8"})
+    case = Case(id="net", runtime=runtime, path=str(models / FILES[runtime]), image=image)
+    settings = BenchmarkSettings(warm_up_time_s=0, min_count=40, min_time_s=0, runtime_memory=True, cores="0")
+    measured = benchmark(load_profile("local"), [case], settings).cases[0]
+    assert measured.error is None
+    assert measured.runtime_memory_mb is not None
+    assert measured.peak_memory_mb is not None
+    assert 3 < measured.runtime_memory_mb < measured.peak_memory_mb
+    assert measured.cores == (0,)
+    assert measured.end_to_end is not None
+    assert measured.end_to_end.decoder.startswith("Pillow ")
+    assert measured.end_to_end.latency_ms.count >= 40

@@ -23,7 +23,7 @@ SETTINGS = (
     "quantization.calibration_images=64",
     "gates.min_accuracy=null",
     "gates.int8={}",
-    "benchmark.min_count=10",
+    "benchmark.min_count=40",
     "benchmark.min_time_s=0",
     "benchmark.warm_up_time_s=0",
 )
@@ -70,7 +70,8 @@ def test_every_artifact_is_exported_verified_and_measured(report: dict[str, Any]
         assert 0 <= row["ece"] <= 1
     for row in report["benchmarks"]:
         latency = row["latency_ms"]
-        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert 0 < latency["p50"] <= latency["p90"]
+        assert latency["p99"] is not None or "368" in latency["missing"]["p99"]
         assert row["mode"] == "measured"
         assert row["load_ms"] > 0
         assert row["first_inference_ms"] > 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Dict, Type
+from typing import Callable, Dict, Type
 
 from .contract import Runner
-from .fake import FakeRunner
-from .litert import LiteRtRunner
-from .onnxruntime import OnnxRuntimeRunner
-from .openvino import OpenVinoRunner
+from .fake import FakeRunner, import_fake
+from .litert import LiteRtRunner, import_interpreter
+from .onnxruntime import OnnxRuntimeRunner, import_onnxruntime
+from .openvino import OpenVinoRunner, import_openvino
 
 RUNNERS: Dict[str, Type[Runner]] = {
     "fake": FakeRunner,
@@ -18,4 +18,12 @@ RUNNERS: Dict[str, Type[Runner]] = {
 }
 """By runtime name. Importing this table loads no runtime."""
 
-__all__ = ["RUNNERS", "Runner"]
+IMPORTS: Dict[str, Callable[[], object]] = {
+    "fake": import_fake,
+    "litert": import_interpreter,
+    "onnxruntime": import_onnxruntime,
+    "openvino": import_openvino,
+}
+"""By runtime name, what imports it and makes it ready for a model."""
+
+__all__ = ["IMPORTS", "RUNNERS", "Runner"]

@@ -37,6 +37,10 @@ def _hang() -> None:
         time.sleep(3600)
 
 
+def import_fake() -> None:
+    """It has nothing to import."""
+
+
 class FakeRunner:
     """A `.fake` file: logits = flattened image / 255 @ weights + bias, in float32; with `tensors`, without the 255.
 

@@ -28,7 +28,7 @@ class LiteRtRunner:
 
     def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
-        interpreter_class, self._package, self._version = _import_interpreter()
+        interpreter_class, self._package, self._version = import_interpreter()
         try:
             interpreter = interpreter_class(model_path=path, num_threads=num_threads)
             inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -98,8 +98,12 @@ def _record(detail: Dict[str, Any], name: str) -> Dict[str, Any]:
     return tensor_record(name, list(shape), dtype.name, quantization=quantization, aliases=[detail["name"]])
 
 
-def _import_interpreter() -> Tuple[Any, str, str]:
-    """The interpreter class, the package it is from, and that package's version."""
+def import_interpreter() -> Tuple[Any, str, str]:
+    """The interpreter class, the package it is from, and that package's version.
+
+    Raises:
+        RuntimeMissing: Neither package is installed.
+    """
     from importlib.metadata import version
 
     try:

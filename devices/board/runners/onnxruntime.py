@@ -37,21 +37,9 @@ class OnnxRuntimeRunner:
 
     def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise RuntimeMissing(f"no ONNX Runtime on this device: install onnxruntime ({error})") from error
+        onnxruntime = import_onnxruntime()
         self._version = onnxruntime.__version__
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3  # errors only
-        # Threads that wait for work in a busy loop go on for a while after an inference. Stopping them at the
-        # end of each run keeps an idle session from taking the cores of another process that is being
-        # measured.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(num_threads)
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             self._feeds = make_feeds([_record(node) for node in session.get_inputs()], input_shapes)
@@ -78,6 +66,35 @@ class OnnxRuntimeRunner:
             "inputs": [_record(node) for node in self._session.get_inputs()],
             "outputs": [_record(node) for node in self._session.get_outputs()],
         }
+
+
+def import_onnxruntime() -> Any:
+    """The module.
+
+    Raises:
+        RuntimeMissing: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeMissing(f"no ONNX Runtime on this device: install onnxruntime ({error})") from error
+    return onnxruntime
+
+
+def session_options(num_threads: int) -> Any:
+    """The options of a session that is measured."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors only
+    # Threads that wait for work in a busy loop go on for a while after an inference. Stopping them at the
+    # end of each run keeps an idle session from taking the cores of another process that is being
+    # measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def _record(node: Any) -> Dict[str, Any]:

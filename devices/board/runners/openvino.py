@@ -28,20 +28,10 @@ class OpenVinoRunner:
 
     def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
-        try:
-            import openvino
-        except ImportError as error:
-            raise RuntimeMissing(f"no OpenVINO on this device: install openvino ({error})") from error
+        openvino = import_openvino()
         self._version = openvino.__version__.split("-")[0]
         if path.endswith(".xml") and not os.path.isfile(path[:-4] + ".bin"):
             raise ModelRejected(f"{path} has no weights: expected {path[:-4]}.bin beside it")
-        config = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": num_threads,
-            "NUM_STREAMS": 1,
-            # On a CPU with bfloat16 the plugin's default would compute float layers with 8 bits of mantissa.
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
         try:
             core = openvino.Core()
             model = core.read_model(path)
@@ -53,7 +43,7 @@ class OpenVinoRunner:
             self._feeds = make_feeds(self._records["inputs"], input_shapes)
             if any(port.get_partial_shape().is_dynamic for port in model.inputs):
                 model.reshape({port: list(feed.shape) for port, feed in zip(model.inputs, self._feeds)})
-            compiled = core.compile_model(model, "CPU", config)
+            compiled = core.compile_model(model, "CPU", plugin_config(num_threads))
             self._request = compiled.create_infer_request()
         except ModelRejected:
             raise
@@ -73,6 +63,30 @@ class OpenVinoRunner:
     def describe(self) -> Dict[str, Any]:
         """See `Runner`."""
         return {"runtime": "openvino", "package": "openvino", "version": self._version, **self._records}
+
+
+def import_openvino() -> Any:
+    """The module.
+
+    Raises:
+        RuntimeMissing: It is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise RuntimeMissing(f"no OpenVINO on this device: install openvino ({error})") from error
+    return openvino
+
+
+def plugin_config(num_threads: int) -> Dict[str, Any]:
+    """The options of a model that is measured."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": 1,
+        # On a CPU with bfloat16 the plugin's default would compute float layers with 8 bits of mantissa.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
 
 
 def _record(port: Any) -> Dict[str, Any]:

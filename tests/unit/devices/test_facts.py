@@ -161,4 +161,9 @@ def test_collect_has_all_facts_of_this_machine() -> None:
     assert collected["cores"] >= collected["usable_cores"] >= 1
     assert collected["memory_mb"] > 0
     assert collected["python"]
+    assert collected["python_bits"] == 64
+    assert collected["python_modules"]["venv"]
+    assert collected["numpy"]
+    assert [cpu for cluster in collected["clusters"] for cpu in cluster["cpus"]]
+    assert collected["storage_mb"] > collected["free_storage_mb"] > 0
     assert collected["runtimes"]["onnxruntime"]["version"]

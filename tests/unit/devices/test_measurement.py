@@ -28,7 +28,8 @@ from devices.measurement import (
     benchmark,
     predict,
 )
-from devices.profile import DeviceProfile, FakeTransport, load_profile
+from devices.profile import DeviceProfile, load_profile
+from devices.transport_config import FakeTransport
 from devices.transports import TRANSPORTS, open_transport
 
 SETTINGS = BenchmarkSettings(
@@ -179,16 +180,16 @@ def test_groups_of_agents_and_the_time_limit(tmp_path: Path) -> None:
 
 
 def test_a_slowdown_a_busy_machine_and_a_governor_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from devices import measurement
+    from devices import monitor
 
     busy = {"cpu_busy_share": 0.3, "governor": "powersave"}
-    assert len(measurement._warnings_before(busy)) == 2
+    assert len(monitor.warnings_before(busy)) == 2
     for calm in (0.2, None):
-        assert measurement._warnings_before({"cpu_busy_share": calm, "governor": "performance"}) == []
-    assert "3 times" in measurement._warnings_after({"throttle_count": 1}, {"throttle_count": 4})[0]
-    assert measurement._warnings_after({"throttle_count": None}, {"throttle_count": None}) == []
-    assert "slowed down by 50%" in measurement._slowdown("m", [[100]] * 20 + [[150]] * 20)[0]
-    assert measurement._slowdown("m", [[100]] * 20 + [[105]] * 20) == []
+        assert monitor.warnings_before({"cpu_busy_share": calm, "governor": "performance"}) == []
+    assert "3 times" in monitor.warnings_after({"throttle_count": 1}, {"throttle_count": 4})[0]
+    assert monitor.warnings_after({"throttle_count": None}, {"throttle_count": None}) == []
+    assert "slowed down by 50%" in monitor.slowdown("m", [[100]] * 20 + [[150]] * 20)[0]
+    assert monitor.slowdown("m", [[100]] * 20 + [[105]] * 20) == []
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -291,6 +292,6 @@ def test_the_agent_ignores_modules_of_the_working_directory(tmp_path: Path, monk
 
 
 def test_tables_are_complete() -> None:
-    assert set(TRANSPORTS) == {"fake", "local"}
+    assert set(TRANSPORTS) == {"fake", "local", "ssh", "virtual"}
     assert issubclass(board_errors.ModelRejected, board_errors.AgentError)
     assert {error.exit_code for error in ERRORS.values()} == {2, 3}

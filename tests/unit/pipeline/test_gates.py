@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from devices.profile_parts import Budgets
 from pipeline.gates import GateRow, GatesConfig, ParityGates, budget_rows, parity_rows
 
 ARTIFACT = "litert/int8"
@@ -106,10 +107,56 @@ def test_no_limit_no_row() -> None:
     assert parity_rows(GatesConfig(**empty), ARTIFACT, "int8", verified()) == []
 
 
+@pytest.mark.parametrize(("share", "passed"), [(0.9, True), (0.8999, False), (None, False)])
+def test_the_share_that_runs_fast(share: float | None, passed: bool) -> None:
+    given = case() if share is None else case(delegated_share=share)
+    (row,) = budget_rows(GatesConfig(min_delegated_share=0.9), {}, artifact=ARTIFACT, device="d", case=given)
+    assert (row.name, row.device, row.value, row.passed) == ("min_delegated_share", "d", share, passed)
+
+
 def test_a_memory_that_was_not_measured_breaks_its_budget() -> None:
     gates = GatesConfig(max_peak_memory_mb=10)
     (row,) = budget_rows(gates, {}, artifact=ARTIFACT, device="d", case=case(peak_memory_mb=None))
     assert (row.value, row.passed) == (None, False)
+
+
+def test_an_accuracy_budget_is_a_gate_of_the_device() -> None:
+    for accuracy, passed in ((0.9, True), (0.9001, True), (0.8999, False), (None, False)):
+        (row,) = budget_rows(
+            GatesConfig(), {"accuracy": 0.9}, artifact=ARTIFACT, device="pi", case=case(accuracy=accuracy)
+        )
+        assert (row.name, row.device, row.limit, row.value, row.passed) == ("min_accuracy", "pi", 0.9, accuracy, passed)
+    (row,) = budget_rows(GatesConfig(), {"accuracy": 0.9}, artifact=ARTIFACT, device="pi", case=case())
+    assert row.failed
+    assert row.sentence() == "litert/int8 on pi: min_accuracy was not measured and breaks the limit 0.9"
+
+
+def test_energy_is_a_gate_where_it_is_measured() -> None:
+    gates = GatesConfig(max_energy_mj=5)
+    for energy_mj, passed in ((5.0, True), (5.001, False)):
+        (row,) = budget_rows(gates, {"energy_mj": 9}, artifact=ARTIFACT, device="pi", case=case(energy_mj=energy_mj))
+        assert (row.name, row.limit, row.value, row.passed, row.reason) == ("max_energy_mj", 5, energy_mj, passed, None)
+
+
+def test_energy_that_is_not_measured_says_why_and_fails_nothing() -> None:
+    for known, reason in (
+        ({"energy_mj": None, "energy_reason": "no sensor"}, "no sensor"),
+        ({}, "no energy was measured on this device"),
+    ):
+        (row,) = budget_rows(GatesConfig(), {"energy_mj": 5.0}, artifact=ARTIFACT, device="pi", case=case(**known))
+        assert (row.passed, row.failed, row.blocking, row.reason) == (None, False, False, reason)
+        assert row.sentence() == f"litert/int8 on pi: max_energy_mj 5 was not checked: {reason}"
+        assert GateRow(**row.to_dict()) == row
+
+
+def test_each_budget_of_a_profile_becomes_a_gate() -> None:
+    budgets = Budgets(
+        latency_p50_ms=1, latency_p99_ms=1, peak_memory_mb=1, size_bytes=1, energy_mj=1, accuracy=1
+    ).model_dump()
+    assert None not in budgets.values()
+    rows = budget_rows(GatesConfig(), budgets, artifact=ARTIFACT, device="pi", case=case(energy_mj=2, accuracy=0.5))
+    assert len(rows) == len(budgets)
+    assert all(row.failed for row in rows)
 
 
 def test_equal_bits_have_no_finite_ratio_and_pass() -> None:

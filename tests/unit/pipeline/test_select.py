@@ -92,6 +92,15 @@ def test_a_broken_budget_only_rules_out() -> None:
     assert "Ruled out: a/int8" in result["reason"]
 
 
+def test_an_energy_budget_rules_nothing_out_where_no_energy_is_measured() -> None:
+    cases = {"a/int8": case(3.0, energy_mj=None, energy_reason="no sensor"), "b/int8": case(1.0, energy_mj=9.0)}
+    result = choose({"a/int8": cases["a/int8"]}, budgets={"energy_mj": 2.0})
+    assert result["selected"] == "a/int8"
+    assert [(row["passed"], row["blocking"], row["reason"]) for row in result["gates"]] == [(None, False, "no sensor")]
+    result = choose(cases, budgets={"energy_mj": 2.0})
+    assert (result["selected"], list(result["excluded"])) == ("a/int8", ["b/int8"])
+
+
 def test_a_budget_that_nothing_keeps_blocks() -> None:
     result = choose({"a/int8": case(3.0), "b/int8": case(4.0)}, budgets={"latency_p50_ms": 2.0})
     assert result["selected"] is None

@@ -1,0 +1,253 @@
+"""Everything that is done with a board, on emulated ones, through SSH. `make test-board` builds them and runs this.
+
+The boards are slow: few cases, few images, few inferences.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
+from devices.profile import DeviceProfile, load_profile
+from devices.transports import open_transport
+from devices.transports.ssh_link import close_links
+from devices.virtual import plan
+from devices.virtual.control import find_running, start_board, stop_board
+from pipeline.executor import child_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 12
+CACHE = plan.cache_directory(os.environ)
+FEW = BenchmarkSettings(warm_up_count=1, warm_up_time_s=0.0, min_count=10, min_time_s=0.0, settle_count=0)
+FILES = {"litert": "model.tflite", "onnxruntime": "model.onnx", "openvino": "model.xml"}
+
+# Starting Python, importing a runtime and loading a model take ten times as long as on hardware.
+pytestmark = pytest.mark.timeout(600)
+
+
+class Running(NamedTuple):
+    id: str
+    device: str
+    runtime: str
+    package: str
+    precision: str
+
+
+RUNNING = [
+    Running(f"{architecture}-{runtime}-{precision}", f"virtual-{architecture}", runtime, package, precision)
+    for architecture, runtime, package in (
+        ("arm64", "litert", "ai-edge-litert"),
+        ("arm64", "onnxruntime", "onnxruntime"),
+        ("arm64", "openvino", "openvino"),
+        ("armhf", "litert", "tflite-runtime"),
+    )
+    for precision in ("float32", "int8")
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def boards() -> Iterator[None]:
+    """All boards stand still in the end."""
+    missing = [name for name, board in plan.BOARDS.items() if not plan.board_files(board, CACHE).directory.is_dir()]
+    if missing:
+        pytest.fail(f"not built: {', '.join(missing)}. Run `make test-board`, which builds them first")
+    yield
+    close_links()
+    for board in plan.BOARDS.values():
+        stop_board(plan.board_files(board, CACHE))
+
+
+@pytest.fixture(scope="module")
+def fresh_directory() -> str:
+    """A directory on the boards that nothing has been installed in."""
+    return f".edgeship-test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def profiles(fresh_directory: str) -> Iterator[dict[str, DeviceProfile]]:
+    found = {}
+    for architecture in plan.BOARDS:
+        profile = load_profile(f"virtual-{architecture}")
+        transport = profile.transport.model_copy(update={"directory": fresh_directory})
+        found[profile.name] = profile.model_copy(update={"transport": transport})
+    yield found
+    close_links()
+    for board in plan.BOARDS.values():
+        on_board(board, f"rm -rf {fresh_directory}")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MobileNetV2 with random weights, its samples and its exports; see tests/integration/families.py."""
+    directory = tmp_path_factory.mktemp("families")
+    environment = {**child_environment("tensorflow"), "PYTHONPATH": str(ROOT)}
+    script = ROOT / "tests" / "integration" / "families.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(directory), "mobilenet_v2"],
+        check=False, env=environment, capture_output=True, text=True, timeout=550,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    samples = np.load(directory / "mobilenet_v2" / "samples.npz")
+    np.save(directory / "images.npy", samples["inputs"][:COUNT])
+    np.save(directory / "labels.npy", samples["outputs"][:COUNT].argmax(1))
+    return directory
+
+
+def on_board(board: plan.VirtualBoard, command: str) -> str:
+    """What a command on a board prints."""
+    running = start_board(board, CACHE)
+    login = plan.login_command(running.files, running.port)
+    return subprocess.run([*login, command], check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.parametrize("board", plan.BOARDS.values(), ids=lambda board: board.architecture)
+def test_what_answers_is_a_program_for_arm(board: plan.VirtualBoard) -> None:
+    assert on_board(board, "uname -m; hostname").split() == [board.machine, board.host_name]
+    shell, server = on_board(
+        board, "head -c 20 /bin/bash | od -An -tx1; head -c 20 /usr/sbin/sshd | od -An -tx1"
+    ).split("7f 45 4c 46")[1:]
+    elf_machine = {"arm64": "b7 00", "armhf": "28 00"}[board.architecture]
+    assert shell.strip().endswith(elf_machine)
+    assert server.strip().endswith(elf_machine)
+
+
+@pytest.mark.parametrize("board", plan.BOARDS.values(), ids=lambda board: board.architecture)
+def test_the_processor_it_shows_is_the_one_that_is_emulated(board: plan.VirtualBoard) -> None:
+    """AT_HWCAP is what the emulator tells each program; the bits are those of Linux's hwcap.h in their order."""
+    names = {
+        "arm64": "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc "
+        "dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm",
+        "armhf": "swp half thumb 26bit fastmult fpa vfp edsp java iwmmxt crunch thumbee neon vfpv3 vfpv3d16 tls vfpv4 "
+        "idiva idivt vfpd32 lpae evtstrm",
+    }[board.architecture].split()
+    ask = "import ctypes; c = ctypes.CDLL(None); c.getauxval.restype = ctypes.c_ulong; print(c.getauxval(16))"
+    bits = int(on_board(board, f"python3 -c '{ask}'"))
+    assert [name for index, name in enumerate(names) if bits >> index & 1] == board.cpu_features.split()
+    assert f"Features\t: {board.cpu_features}\n" in on_board(board, "cat /proc/cpuinfo")
+
+
+@pytest.mark.parametrize("name", [f"virtual-{architecture}" for architecture in plan.BOARDS])
+def test_runtimes_arrive_and_facts_match_the_profile(name: str, profiles: dict[str, DeviceProfile]) -> None:
+    profile = profiles[name]
+    with open_transport(profile).start_agent() as agent:
+        facts = agent.request("facts", timeout_s=120.0)
+    assert {found["runtime"] for found in facts["runtimes"].values()} == set(profile.runtimes)
+    assert facts["architecture"] == profile.architecture
+    assert set(profile.cpu_features or ()) <= set(facts["cpu_features"])
+    assert {"virtual-arm64": "Cortex-A76", "virtual-armhf": "Cortex-A7"}[name] in facts["cpu_model"]
+    assert facts["os"] == profile.os
+    assert facts["python"].startswith("3.11.")
+    assert facts["libc"] == "glibc 2.36"
+    assert facts["governor"] is None
+
+
+@pytest.mark.parametrize("running", RUNNING, ids=lambda running: running.id)
+def test_it_answers_as_this_machine_does(
+    running: Running, profiles: dict[str, DeviceProfile], network: Path, tmp_path: Path
+) -> None:
+    file = network / "mobilenet_v2" / running.runtime / running.precision / FILES[running.runtime]
+    case = Case(id=running.id, runtime=running.runtime, path=str(file))
+    images, labels = [SampleFile(path=str(network / "images.npy"))], str(network / "labels.npy")
+    outputs = {}
+    for place, profile in {"here": load_profile("local"), "there": profiles[running.device]}.items():
+        prediction = predict(profile, case, images, labels, str(tmp_path / place))
+        outputs[place] = np.load(prediction.outputs[0].path)
+    assert running.package.replace("-", "_") in str(prediction.model["package"]).replace("-", "_")
+    assert prediction.correct == np.sum(outputs["there"].argmax(1) == np.load(labels))
+    reach = np.ptp(outputs["here"])
+    assert np.ptp(outputs["here"], axis=0).max() > 0.1 * reach > 0
+    # ONNX Runtime and OpenVINO calculate int8 by other instructions on ARM, tflite-runtime by its own rounding.
+    limit = {"float32": 1e-4, "int8": 0.1}[running.precision]
+    assert np.sqrt(np.mean((outputs["there"] - outputs["here"]) ** 2)) <= limit * reach
+
+
+@pytest.mark.parametrize("name", [f"virtual-{architecture}" for architecture in plan.BOARDS])
+def test_its_latencies_are_simulated(name: str, profiles: dict[str, DeviceProfile], network: Path) -> None:
+    case = Case(id="int8", runtime="litert", path=str(network / "mobilenet_v2/litert/int8/model.tflite"))
+    result = benchmark(profiles[name], [case], FEW)
+    (measured,) = result.cases
+    assert measured.error is None
+    assert measured.latency_ms is not None
+    assert measured.latency_ms.count >= FEW.min_count
+    assert result.latency_label == "simulated"
+
+
+def test_the_command_line_starts_the_board_it_needs(network: Path) -> None:
+    files = plan.board_files(plan.BOARDS["armhf"], CACHE)
+    close_links()
+    stop_board(files)
+    done = edgeship("bench", str(network / "mobilenet_v2/litert/float32/model.tflite"), "--device", "virtual-armhf",
+                    "--min-count", "10", "--min-time", "0", "--precision", "0", "--json",
+                    "--results", str(network / "results.jsonl"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["latency_label"] == "simulated"
+    running = find_running(files)
+    assert running is not None
+    assert running.idle_s is not None
+
+
+def test_a_stopped_board_leaves_nothing() -> None:
+    board = plan.BOARDS["arm64"]
+    stop_board(plan.board_files(board, CACHE))
+    running = start_board(board, CACHE)
+    sleeper = subprocess.Popen(
+        [*plan.login_command(running.files, running.port), "setsid sleep 4321 & sleep 4321"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: sum("4321" in command for command in processes_below(running.files.root)) >= 2)
+    assert str(running.files.root) not in Path("/proc/self/mounts").read_text()
+    assert stop_board(running.files)
+    sleeper.wait(timeout=30)
+    assert processes_below(running.files.root) == []
+    assert find_running(running.files) is None
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", running.port), timeout=5)
+    assert not stop_board(running.files)
+
+
+def test_a_board_that_nobody_uses_ends() -> None:
+    board = plan.BOARDS["armhf"]
+    stop_board(plan.board_files(board, CACHE))
+    running = start_board(board, CACHE, idle_s=3.0)
+    assert start_board(board, CACHE, idle_s=3.0).pid == running.pid
+    wait_until(lambda: find_running(running.files) is None)
+    assert processes_below(running.files.root) == []
+
+
+def edgeship(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+
+
+def processes_below(root: Path) -> list[str]:
+    """The command lines of processes whose root directory is a board's."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if (process / "root").readlink() == root:
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue  # it has just ended
+    return found
+
+
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
