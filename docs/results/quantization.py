@@ -51,7 +51,7 @@ from pipeline.making import host_facts, take_or_make
 from pipeline.manifest import Artifact, sha256_of
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.network import ModelConfig
-from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy, compare_confidence
+from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy, compare_confidence, expected_drop
 from pipeline.quantization.section import AccuracyConfig, QuantizationConfig
 from pipeline.quantizing import Quantizing
 from pipeline.recipe import Recipe
@@ -308,6 +308,7 @@ def row_of(dataset: str, network: str, target: TargetName, run: Run, by_hand: Pa
         "drop": drop.drop,
         "drop_interval": list(drop.interval),
         "drop_verdict": drop.verdict(MAX_DROP),
+        "expected_drop": expected_drop(logits["float32"], logits["int8"].argmax(axis=1), labels),
         "remedy": quantized["remedy"],
         "ece_float32": confidence.float_ece,
         "ece_int8": confidence.int8_ece,
@@ -343,7 +344,12 @@ def row_of(dataset: str, network: str, target: TargetName, run: Run, by_hand: Pa
         naive = _drop(logits["float32"], logits["naive_int8"], labels)
         change = compare_confidence(logits["float32"], logits["naive_int8"], labels)
         row["naive_int8_accuracy"] = naive.int8_accuracy
-        row["naive"] = {"paired": dataclasses.asdict(naive), "ece": change.int8_ece, "ece_change": change.change}
+        row["naive"] = {
+            "paired": dataclasses.asdict(naive),
+            "expected_drop": expected_drop(logits["float32"], logits["naive_int8"].argmax(axis=1), labels),
+            "ece": change.int8_ece,
+            "ece_change": change.change,
+        }
     return row
 
 

@@ -53,6 +53,8 @@ def _markdown(rows: Sequence[Row], limit: float) -> str:
         "drop on the validation images is at most half a point. Accuracies and calibration errors (ECE, 15 bins) are",
         "those of the test images, in percent. Drops and changes are against float32 in the same runtime, in points,",
         "with the 95 % score interval of paired proportions (Tango 1998) and the p-value of McNemar's exact test.",
+        "**Expected** is the drop by the probabilities that float32 itself gives both answers, which has a tenth of the",
+        "noise (`pipeline.quantization.comparison.expected_drop`).",
     ]
     if not rows:
         return "\n".join([*lines, "", "Nothing is measured yet."]) + "\n"
@@ -64,15 +66,22 @@ def _markdown(rows: Sequence[Row], limit: float) -> str:
 
 
 def _accuracies(rows: Sequence[Row]) -> list[str]:
-    columns = ("data set", "network", "runtime", "float32", "by hand", "int8", "drop by hand", "drop", "95 % interval")
+    columns = ("data set", "network", "runtime", "float32", "by hand", "int8", "drop by hand", "drop", "95 % interval",
+               "expected by hand", "expected")  # fmt: skip
     table = []
     for row in rows:
         naive = row["naive"]["paired"]["drop"] if row["naive"] else None
         cells = (_percent(row[name]) for name in ("float32_accuracy", "naive_int8_accuracy", "int8_accuracy"))
         interval = _range(row["drop_interval"])
         p_value = f"{row['paired']['p_value']:.2g}"
-        table.append((*_names(row), *cells, _points(naive), _points(row["drop"]), interval, p_value, _remedy(row)))
+        drops = (_points(naive), _points(row["drop"]), interval, *_expected(row))
+        table.append((*_names(row), *cells, *drops, p_value, _remedy(row)))
     return _table((*columns, "p", "remedy"), table)
+
+
+def _expected(row: Row) -> tuple[str, str]:
+    naive = row["naive"]["expected_drop"] if row["naive"] else None
+    return _points(naive), _points(row["expected_drop"])
 
 
 def _confidences(rows: Sequence[Row]) -> list[str]:

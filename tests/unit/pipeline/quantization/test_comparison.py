@@ -16,6 +16,7 @@ from pipeline.quantization.comparison import (
     bootstrap_interval,
     compare_accuracy,
     compare_confidence,
+    expected_drop,
     mcnemar,
     score_interval,
 )
@@ -247,3 +248,49 @@ def test_confidence_of_other_shapes_refused() -> None:
     logits, labels = drawn_logits(10, 2)
     with pytest.raises(ValueError, match="expected the same"):
         compare_confidence(logits, logits[:5], labels)
+
+
+def answers_of_a_noisy_copy(seed: int, *, images: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits that know how sure they are, what a copy with noise answers, and labels drawn as the logits say."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(scale=1.5, size=(images, 10))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (probabilities.cumsum(axis=1) > generator.random((images, 1))).argmax(axis=1)
+    noisy = logits + generator.normal(scale=0.3, size=logits.shape)
+    return logits.astype(np.float32), noisy.argmax(axis=1), labels
+
+
+def test_the_expected_drop_is_the_mean_of_those_counted_with_a_fraction_of_the_noise() -> None:
+    counted, expected = [], []
+    for seed in range(60):
+        logits, answers, labels = answers_of_a_noisy_copy(seed)
+        drop = compare_accuracy(logits.argmax(axis=1) == labels, answers == labels)
+        counted.append(drop.drop)
+        expected.append(expected_drop(logits, answers, labels))
+    error = np.std(counted) / np.sqrt(len(counted))
+    assert np.mean(expected) == pytest.approx(np.mean(counted), abs=3 * error)
+    assert np.mean(expected) > 3 * error, "there is a drop to be told"
+    assert np.std(expected) < 0.25 * np.std(counted)
+
+
+def test_a_network_that_is_too_sure_does_not_exaggerate() -> None:
+    logits, answers, labels = answers_of_a_noisy_copy(0, images=20_000)
+    assert expected_drop(5 * logits, answers, labels) == pytest.approx(expected_drop(logits, answers, labels), abs=1e-6)
+
+
+def test_the_same_answers_cost_nothing() -> None:
+    logits, _, labels = answers_of_a_noisy_copy(0)
+    assert expected_drop(logits, logits.argmax(axis=1), labels) == 0.0
+
+
+def test_the_worst_of_both_drops() -> None:
+    drop = compare_accuracy(np.array([True, True]), np.array([True, False]))
+    assert (drop.expected, drop.worst) == (None, 0.5)
+    assert dataclasses.replace(drop, expected=0.7).worst == 0.7
+    assert dataclasses.replace(drop, expected=0.1).worst == 0.5
+
+
+@pytest.mark.parametrize(("images", "answers", "labels"), [(0, 0, 0), (2, 1, 2), (2, 2, 3)])
+def test_an_answer_and_a_label_for_each_image(images: int, answers: int, labels: int) -> None:
+    with pytest.raises(ValueError, match="one answer and one label"):
+        expected_drop(np.zeros((images, 3), np.float32), np.zeros(answers, np.int64), np.zeros(labels, np.int64))
