@@ -45,6 +45,7 @@ from devices.profile import DeviceProfile, load_profile
 from pipeline.answers import answers_on
 from pipeline.artifacts import ArtifactStore
 from pipeline.benchmark_config import BenchmarkConfig
+from pipeline.calibration.smooth import smooth_change
 from pipeline.errors import StageError
 from pipeline.executor import StageExecutor, child_environment
 from pipeline.making import host_facts, take_or_make
@@ -296,6 +297,7 @@ def row_of(dataset: str, network: str, target: TargetName, run: Run, by_hand: Pa
     chosen = quantized["attempts"][quantized["chosen"]]
     drop = _drop(logits["float32"], logits["int8"], labels)
     confidence = compare_confidence(logits["float32"], logits["int8"], labels)
+    smooth = smooth_change(logits["float32"], logits["int8"], labels)
     row = {
         "dataset": dataset,
         "network": network,
@@ -314,6 +316,10 @@ def row_of(dataset: str, network: str, target: TargetName, run: Run, by_hand: Pa
         "ece_int8": confidence.int8_ece,
         "ece_change": confidence.change,
         "ece_change_interval": list(confidence.interval),
+        "smooth_ece_float32": smooth.before,
+        "smooth_ece_int8": smooth.after,
+        "smooth_ece_change": smooth.change,
+        "smooth_ece_change_interval": list(smooth.interval),
         "float32_p50_ms": None,
         "naive_int8_p50_ms": None,
         "int8_p50_ms": None,

@@ -74,9 +74,20 @@ class AccuracyDrop:
     expected: float | None = None
 
     @property
-    def worst(self) -> float:
-        """The larger one of what was counted and what is expected."""
-        return self.drop if self.expected is None else max(self.drop, self.expected)
+    def estimate(self) -> float:
+        """The best guess at the drop: the expected one, whose error is a tenth, or else the one that was counted."""
+        return self.drop if self.expected is None else self.expected
+
+    def holds(self, max_drop: float) -> bool:
+        """Whether int8 is taken to keep to a limit.
+
+        Args:
+            max_drop: The largest drop allowed, 0..1.
+
+        Returns:
+            Whether the estimate is within the limit, and the count does not prove otherwise.
+        """
+        return self.estimate <= max_drop + 1e-12 and self.verdict(max_drop) != "broken"
 
     def verdict(self, max_drop: float) -> Verdict:
         """Says whether the drop is within a limit.

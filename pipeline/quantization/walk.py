@@ -107,7 +107,7 @@ def take_step(
         export: Of the network whose weights the remedy changed, or of the one that `mixed` starts from.
         remedy: Which.
         judge: On validation images.
-        max_drop: The limit, 0..1, of the drop as counted and as expected.
+        max_drop: The limit, 0..1 (`AccuracyDrop.holds`).
         previous: The best file of the steps before; None for the first.
         record: What stands in the manifest of the step before; None for the first.
         out_dir: Gets the files, and for `mixed`, or where the export asks for it, how sensitive the layers of the best
@@ -129,7 +129,9 @@ def take_step(
         rows = [_row(attempt, _kept(attempt.path, out_dir, number)) for number, attempt in enumerate(made, before)]
         attempts = [*(record["attempts"] if record else ()), *rows]
         beaten = (
-            record is not None and not best.holds and _worst(record["attempts"][record["chosen"]]) <= best.drop.worst
+            record is not None
+            and not best.holds
+            and _estimate(record["attempts"][record["chosen"]]) <= best.drop.estimate
         )
         for file in model_files(previous if beaten and previous is not None else best.path):
             shutil.copyfile(file, path.with_suffix(file.suffix))
@@ -188,10 +190,10 @@ def _kept(path: Path, out_dir: Path, number: int) -> str:
     return name
 
 
-def _worst(row: Mapping[str, Any]) -> float:
-    """`AccuracyDrop.worst` of an attempt that was written down."""
-    drop, expected = float(row["drop"]["drop"]), row["drop"].get("expected")
-    return drop if expected is None else max(drop, float(expected))
+def _estimate(row: Mapping[str, Any]) -> float:
+    """`AccuracyDrop.estimate` of an attempt that was written down."""
+    expected = row["drop"].get("expected")
+    return float(row["drop"]["drop"] if expected is None else expected)
 
 
 def _row(attempt: Attempt, file: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -283,11 +284,27 @@ def test_the_same_answers_cost_nothing() -> None:
     assert expected_drop(logits, logits.argmax(axis=1), labels) == 0.0
 
 
-def test_the_worst_of_both_drops() -> None:
-    drop = compare_accuracy(np.array([True, True]), np.array([True, False]))
-    assert (drop.expected, drop.worst) == (None, 0.5)
-    assert dataclasses.replace(drop, expected=0.7).worst == 0.7
-    assert dataclasses.replace(drop, expected=0.1).worst == 0.5
+class Held(NamedTuple):
+    lost: int
+    won: int
+    expected: float | None
+    holds: bool
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Held(4, 0, None, True), id="counted, within"),
+        pytest.param(Held(6, 0, None, False), id="counted, beyond"),
+        pytest.param(Held(30, 20, 0.002, True), id="one point counted by chance, little expected"),
+        pytest.param(Held(20, 20, 0.006, False), id="none counted by chance, more expected"),
+        pytest.param(Held(40, 10, 0.002, False), id="three points are proved"),
+    ],
+)
+def test_a_limit_is_held_by_the_estimate_unless_the_count_proves_otherwise(case: Held) -> None:
+    drop = dataclasses.replace(drop_of(case.lost, case.won, 1000), expected=case.expected)
+    assert drop.estimate == (drop.drop if case.expected is None else case.expected)
+    assert drop.holds(0.005) is case.holds
 
 
 @pytest.mark.parametrize(("images", "answers", "labels"), [(0, 0, 0), (2, 1, 2), (2, 2, 3)])

@@ -117,7 +117,7 @@ def test_of_attempts_that_do_not_hold_the_smallest_drop_is_best(tmp_path: Path) 
     assert best_attempt(attempts[::-1]) is attempts[1]
 
 
-def test_a_drop_that_float_expects_counts_as_much_as_one_that_is_counted(tmp_path: Path) -> None:
+def test_what_float_expects_decides_where_it_is_known(tmp_path: Path) -> None:
     observed, told = observe_network(tmp_path, "good", weights()), list[str]()
     shared = trial(tmp_path, observed, max_drop=0.15, told=told)
     counted = shared.judge
