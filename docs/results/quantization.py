@@ -45,13 +45,14 @@ from devices.profile import DeviceProfile, load_profile
 from pipeline.answers import answers_on
 from pipeline.artifacts import ArtifactStore
 from pipeline.benchmark_config import BenchmarkConfig
+from pipeline.calibration.smooth import smooth_change
 from pipeline.errors import StageError
 from pipeline.executor import StageExecutor, child_environment
 from pipeline.making import host_facts, take_or_make
 from pipeline.manifest import Artifact, sha256_of
 from pipeline.model_source import Calibration, ModelSource
 from pipeline.network import ModelConfig
-from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy, compare_confidence
+from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy, compare_confidence, expected_drop
 from pipeline.quantization.section import AccuracyConfig, QuantizationConfig
 from pipeline.quantizing import Quantizing
 from pipeline.recipe import Recipe
@@ -296,6 +297,7 @@ def row_of(dataset: str, network: str, target: TargetName, run: Run, by_hand: Pa
     chosen = quantized["attempts"][quantized["chosen"]]
     drop = _drop(logits["float32"], logits["int8"], labels)
     confidence = compare_confidence(logits["float32"], logits["int8"], labels)
+    smooth = smooth_change(logits["float32"], logits["int8"], labels)
     row = {
         "dataset": dataset,
         "network": network,
@@ -308,11 +310,16 @@ def row_of(dataset: str, network: str, target: TargetName, run: Run, by_hand: Pa
         "drop": drop.drop,
         "drop_interval": list(drop.interval),
         "drop_verdict": drop.verdict(MAX_DROP),
+        "expected_drop": expected_drop(logits["float32"], logits["int8"].argmax(axis=1), labels),
         "remedy": quantized["remedy"],
         "ece_float32": confidence.float_ece,
         "ece_int8": confidence.int8_ece,
         "ece_change": confidence.change,
         "ece_change_interval": list(confidence.interval),
+        "smooth_ece_float32": smooth.before,
+        "smooth_ece_int8": smooth.after,
+        "smooth_ece_change": smooth.change,
+        "smooth_ece_change_interval": list(smooth.interval),
         "float32_p50_ms": None,
         "naive_int8_p50_ms": None,
         "int8_p50_ms": None,
@@ -343,7 +350,12 @@ def row_of(dataset: str, network: str, target: TargetName, run: Run, by_hand: Pa
         naive = _drop(logits["float32"], logits["naive_int8"], labels)
         change = compare_confidence(logits["float32"], logits["naive_int8"], labels)
         row["naive_int8_accuracy"] = naive.int8_accuracy
-        row["naive"] = {"paired": dataclasses.asdict(naive), "ece": change.int8_ece, "ece_change": change.change}
+        row["naive"] = {
+            "paired": dataclasses.asdict(naive),
+            "expected_drop": expected_drop(logits["float32"], logits["naive_int8"].argmax(axis=1), labels),
+            "ece": change.int8_ece,
+            "ece_change": change.change,
+        }
     return row
 
 

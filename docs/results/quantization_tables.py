@@ -53,6 +53,9 @@ def _markdown(rows: Sequence[Row], limit: float) -> str:
         "drop on the validation images is at most half a point. Accuracies and calibration errors (ECE, 15 bins) are",
         "those of the test images, in percent. Drops and changes are against float32 in the same runtime, in points,",
         "with the 95 % score interval of paired proportions (Tango 1998) and the p-value of McNemar's exact test.",
+        "**Expected** is the drop by the probabilities that float32 itself gives both answers, with a tenth of the",
+        "noise (`pipeline.quantization.comparison.expected_drop`). **Smooth** is the calibration error without bins",
+        "(`pipeline.calibration.smooth`): that of 15 bins moves where confidences cross a border.",
     ]
     if not rows:
         return "\n".join([*lines, "", "Nothing is measured yet."]) + "\n"
@@ -64,24 +67,35 @@ def _markdown(rows: Sequence[Row], limit: float) -> str:
 
 
 def _accuracies(rows: Sequence[Row]) -> list[str]:
-    columns = ("data set", "network", "runtime", "float32", "by hand", "int8", "drop by hand", "drop", "95 % interval")
+    columns = ("data set", "network", "runtime", "float32", "by hand", "int8", "drop by hand", "drop", "95 % interval",
+               "expected by hand", "expected")  # fmt: skip
     table = []
     for row in rows:
         naive = row["naive"]["paired"]["drop"] if row["naive"] else None
         cells = (_percent(row[name]) for name in ("float32_accuracy", "naive_int8_accuracy", "int8_accuracy"))
         interval = _range(row["drop_interval"])
         p_value = f"{row['paired']['p_value']:.2g}"
-        table.append((*_names(row), *cells, _points(naive), _points(row["drop"]), interval, p_value, _remedy(row)))
+        drops = (_points(naive), _points(row["drop"]), interval, *_expected(row))
+        table.append((*_names(row), *cells, *drops, p_value, _remedy(row)))
     return _table((*columns, "p", "remedy"), table)
 
 
+def _expected(row: Row) -> tuple[str, str]:
+    naive = row["naive"]["expected_drop"] if row["naive"] else None
+    return _points(naive), _points(row["expected_drop"])
+
+
 def _confidences(rows: Sequence[Row]) -> list[str]:
-    columns = ("data set", "network", "runtime", "ECE float32", "by hand", "int8", "change", "95 % interval")
+    columns = ("data set", "network", "runtime", "ECE float32", "by hand", "int8", "change", "95 % interval",
+               "smooth float32", "int8", "change", "95 % interval")  # fmt: skip
     table = []
     for row in rows:
         naive = _percent(row["naive"]["ece"]) if row["naive"] else "-"
         change = (_points(row["ece_change"]), _range(row["ece_change_interval"]))
-        table.append((*_names(row), _percent(row["ece_float32"]), naive, _percent(row["ece_int8"]), *change))
+        smooth = [_percent(row[f"smooth_ece_{name}"]) for name in ("float32", "int8")]
+        smooth += [_points(row["smooth_ece_change"]), _range(row["smooth_ece_change_interval"])]
+        cells = (_percent(row["ece_float32"]), naive, _percent(row["ece_int8"]), *change, *smooth)
+        table.append((*_names(row), *cells))
     return _table(columns, table)
 
 
@@ -89,9 +103,11 @@ def _goal(rows: Sequence[Row], limit: float) -> list[str]:
     points = f"{100 * limit:g} points"
     broken = [row for row in rows if row["drop"] > limit + 1e-12]
     worse = [row for row in rows if row["ece_change"] > limit + 1e-12]
+    rougher = [row for row in rows if row["smooth_ece_change"] > limit + 1e-12]
     lines = [
         f"A drop of at most {points}, and a calibration error at most {points} above that of float32. As numbers, the",
-        f"first holds in {len(rows) - len(broken)} of {len(rows)} rows, the second in {len(rows) - len(worse)}.",
+        f"first holds in {len(rows) - len(broken)} of {len(rows)} rows, the second in {len(rows) - len(worse)}, and",
+        f"without bins (smooth) in {len(rows) - len(rougher)}.",
         "It does not hold here:" if broken or worse else "Whether that is more than chance is the next section.",
         "",
     ]
@@ -104,7 +120,8 @@ def _goal(rows: Sequence[Row], limit: float) -> list[str]:
     for row in worse:
         lines.append(
             f"- {' '.join(_names(row))}: the calibration error grows by {_points(row['ece_change'])} "
-            f"({_range(row['ece_change_interval'])}), {_certainty(row['ece_change_interval'], limit)}."
+            f"({_range(row['ece_change_interval'])}), {_certainty(row['ece_change_interval'], limit)}; without bins by "
+            f"{_points(row['smooth_ece_change'])} ({_range(row['smooth_ece_change_interval'])})."
         )
     return lines if broken or worse else lines[:-1]
 

@@ -74,22 +74,34 @@ class Quantizer(FloatGraph, Protocol):
 
 
 class SignalToNoise:
-    """How far a signal stands above its difference from another: 10 log10(sum of signal² / sum of differences²)."""
+    """How far a signal stands above its difference from another, where every sample counts alike.
+
+    It is -10 log10 of the mean over samples of (sum of squared differences / sum of squared values). Summed over all
+    samples before they are divided, the few that drive a network far beyond its usual values would be all that counts.
+    """
 
     def __init__(self) -> None:
-        self._signal = self._noise = 0.0
+        self._shares: list[float] = []
+        self._noise_alone = False
 
     def add(self, signal: npt.NDArray[Any], other: npt.NDArray[Any]) -> None:
-        """Takes a part of both signals, of the same shape."""
+        """Takes both signals of one sample, of the same shape; one of zeros says how much noise there is to nothing."""
         reference = signal.astype(np.float64)
-        self._signal += float((reference**2).sum())
-        self._noise += float(((reference - other.astype(np.float64)) ** 2).sum())
+        power, noise = float((reference**2).sum()), float(((reference - other.astype(np.float64)) ** 2).sum())
+        if power > 0:
+            self._shares.append(noise / power)
+        else:
+            self._noise_alone |= noise > 0
 
     def decibels(self) -> float:
-        """Returns the ratio: infinite where both are equal, -infinite for a signal of zeros that the other is not."""
-        if self._noise == 0:
-            return float("inf")
-        return 10 * float(np.log10(self._signal / self._noise)) if self._signal > 0 else float("-inf")
+        """Returns the ratio: infinite where both are equal, -infinite for signals of zeros that the others are not.
+
+        Samples whose signal is zero are left out where there are others.
+        """
+        if not self._shares:
+            return float("-inf") if self._noise_alone else float("inf")
+        share = float(np.mean(self._shares))
+        return -10 * float(np.log10(share)) if share > 0 else float("inf")
 
 
 def signal_to_noise(
@@ -105,7 +117,7 @@ def signal_to_noise(
         names: Of tensors.
 
     Returns:
-        In decibels, -200 to 200, over all samples; None for a tensor that the other file does not hold.
+        In decibels, -200 to 200 (`SignalToNoise`); None for a tensor that the other file does not hold.
     """
     ratios = {name: SignalToNoise() for name in names}
     known: set[str] = set()

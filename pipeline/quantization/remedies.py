@@ -9,8 +9,9 @@
 | `training` | the network learns to live with the grids | Jacob et al. 2018 |
 
 `bias`, `rounding` and `training` change the network's weights, once for all runtimes; here they are networks like any
-other. A remedy holds where the drop on the validation images is within the limit. What the images can tell is said
-beside it (`AccuracyDrop.verdict`): a few hundred don't settle half a point.
+other. A remedy holds where the drop on the validation images that float expects is within the limit, and the one that
+was counted is not proved to be beyond it (`AccuracyDrop.holds`): a few thousand images don't settle half a point by
+counting, nor do 1,000 tell one point from none.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Attempt:
         range_ratios: By each way to choose ranges that was compared, the output's signal-to-noise ratio in decibels.
         float_layers: What stayed in float.
         drop: On the validation images.
-        holds: Whether the drop is within the limit.
+        holds: Whether the drop is within the limit (`AccuracyDrop.holds`).
         path: The file.
         seconds: It took to make and to judge it.
     """
@@ -114,11 +115,12 @@ class Trial:
             range_ratios=ratios or {},
             float_layers=float_layers,
             drop=drop,
-            holds=drop.drop <= self.max_drop + 1e-12,
+            holds=drop.holds(self.max_drop),
             path=path,
             seconds=time.monotonic() - started,
         )
-        self.tell(f"{made.words()}: {drop.sentence(self.max_drop)}")
+        expected = "" if drop.expected is None else f" By float's own probabilities it is {100 * drop.expected:.2f}."
+        self.tell(f"{made.words()}: {drop.sentence(self.max_drop)}{expected}")
         return made
 
 
@@ -128,7 +130,7 @@ def best_attempt(attempts: Sequence[Attempt]) -> Attempt:
     Args:
         attempts: At least one, in the order in which they were made.
     """
-    return next((each for each in attempts if each.holds), min(attempts, key=lambda each: each.drop.drop))
+    return next((each for each in attempts if each.holds), min(attempts, key=lambda each: each.drop.estimate))
 
 
 def try_ranges(

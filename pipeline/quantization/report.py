@@ -12,8 +12,8 @@ from pipeline.quantization.sensitivity import SENSITIVITY_PICTURE, short_name
 from pipeline.quantization.temperature import SHIFTED
 
 _WALK_COLUMNS = (
-    "remedy", "scheme", "ranges", "float layers", "the last of them", "drop", "95 % interval", "SNR dB", "p50 ms",
-    "of float32", "seconds", "",
+    "remedy", "scheme", "ranges", "float layers", "the last of them", "drop", "95 % interval", "expected",
+    "SNR dB", "p50 ms", "of float32", "seconds", "",
 )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def walk_lines(report: Mapping[str, Any]) -> list[str]:
         count = chosen["drop"]["count"]
         lines.append(
             f"{target} int8{verdict} {_what(chosen)}: {_gave(chosen)} "
-            f"(95 % interval {_interval(chosen)}) on {count:,} validation images{_cost(chosen)}."
+            f"(95 % interval {_interval(chosen)}{_expected(chosen)}) on {count:,} validation images{_cost(chosen)}."
         )
         tried = [_told(list(group)) for _, group in groupby(attempts, key=lambda row: (row["remedy"], row["scheme"]))]
         lines.append(f"{target} int8, tried in this order: {'; '.join(tried)}.")
@@ -186,9 +186,9 @@ def walk_section(report: Mapping[str, Any]) -> list[str]:
     if not parts:
         return []
     note = (
-        "Drops in points on the validation images; SNR of the output on calibration images, where ways to choose "
-        "ranges were compared; seconds to make and judge a file, and behind a plus those to change the weights, once "
-        "for all targets."
+        "Drops in points on the validation images, counted and as float's own probabilities expect them; SNR of the "
+        "output on calibration images, where ways to choose ranges were compared; seconds to make and judge a file, "
+        "and behind a plus those to change the weights, once for all targets."
     )
     return ["", "## int8, remedy by remedy", *parts, "", note]
 
@@ -253,6 +253,11 @@ def _gave(row: Mapping[str, Any]) -> str:
     return f"a {'drop' if drop >= 0 else 'gain'} of {abs(drop):.2f} points"
 
 
+def _expected(row: Mapping[str, Any]) -> str:
+    expected = row["drop"].get("expected")
+    return "" if expected is None else f"; by float's own probabilities {100 * expected:.2f}"
+
+
 def _cost(row: Mapping[str, Any]) -> str:
     return f", {row['float32_ratio']:.2f} of float32's latency" if row["float32_ratio"] else ""
 
@@ -284,6 +289,7 @@ def _cells(row: Mapping[str, Any], *, chosen: bool) -> tuple[str, ...]:
         short_name(row["float_layers"][-1]) if row["float_layers"] else "-",
         f"{round(100 * row['drop']['drop'], 2) + 0.0:+.2f}",
         _interval(row),
+        "-" if row["drop"].get("expected") is None else f"{100 * row['drop']['expected']:.2f}",
         _decibels(ratio),
         f"{latency['p50']:.3f}" if latency else "-",
         f"{row['float32_ratio']:.2f}" if row["float32_ratio"] else "-",
@@ -293,7 +299,16 @@ def _cells(row: Mapping[str, Any], *, chosen: bool) -> tuple[str, ...]:
 
 
 def _float_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    known = ("0.00", "-", "-", f"{row['latency_ms']['p50']:.3f}", "1.00", "-", "frontier" if row["on_frontier"] else "")
+    known = (
+        "0.00",
+        "-",
+        "-",
+        "-",
+        f"{row['latency_ms']['p50']:.3f}",
+        "1.00",
+        "-",
+        "frontier" if row["on_frontier"] else "",
+    )
     return ("float32", *("-" * 4), *known)
 
 

@@ -28,7 +28,7 @@ class AccuracyConfig(FrozenConfig):
     """How much accuracy int8 may cost, and what is done about it.
 
     Attributes:
-        max_drop: On the validation images, 0..1 (0.005 is half a point).
+        max_drop: On the validation images, 0..1 (0.005 is half a point); see `AccuracyDrop.holds`.
         remedies: Which are tried where the drop is larger, in the order of `pipeline.quantization.remedies`.
         training: How the remedy `training` fine-tunes the rounded network.
     """

@@ -20,7 +20,9 @@ from devices.measurement import Case
 from devices.profile import load_profile
 from pipeline.answers import answers_on
 from pipeline.errors import DataError, StageError
-from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy
+from pipeline.metrics import Logits
+from pipeline.quality import as_logits
+from pipeline.quantization.comparison import AccuracyDrop, compare_accuracy, expected_drop
 from pipeline.quantization.int8 import Int8Export
 from pipeline.quantization.remedies import Attempt, Judge, Remedy, Trial, best_attempt, try_mixed, try_ranges
 from pipeline.quantization.sensitivity import (
@@ -71,18 +73,21 @@ class ValidationJudge:
                 "The validation split has no images, but quantization.accuracy is judged on it: give images of it, or "
                 "a larger data.validation_fraction."
             )
-        self._expected = self._right(float_path)
+        self._floats = self._logits(float_path)
 
     def __call__(self, path: Path) -> AccuracyDrop:
         """Returns what an int8 file loses against float."""
-        return compare_accuracy(self._expected, self._right(path))
+        answers = self._logits(path).argmax(axis=1)
+        drop = compare_accuracy(self._floats.argmax(axis=1) == self._labels, answers == self._labels)
+        return replace(drop, expected=expected_drop(self._floats, answers, self._labels))
 
-    def _right(self, path: Path) -> Any:
+    def _logits(self, path: Path) -> Logits:
         case = Case(id=path.name, runtime=self._target, path=str(path), num_threads=1)
         answers = answers_on(
             load_profile("local"), case, self._samples.for_device(), self._signature, scratch=self._scratch
         )
-        return answers[self._signature.outputs[0].name].argmax(axis=1) == self._labels
+        output = self._signature.outputs[0]
+        return as_logits(answers[output.name], output.kind)
 
 
 def take_step(
@@ -102,7 +107,7 @@ def take_step(
         export: Of the network whose weights the remedy changed, or of the one that `mixed` starts from.
         remedy: Which.
         judge: On validation images.
-        max_drop: The limit, 0..1.
+        max_drop: The limit, 0..1 (`AccuracyDrop.holds`).
         previous: The best file of the steps before; None for the first.
         record: What stands in the manifest of the step before; None for the first.
         out_dir: Gets the files, and for `mixed`, or where the export asks for it, how sensitive the layers of the best
@@ -126,7 +131,7 @@ def take_step(
         beaten = (
             record is not None
             and not best.holds
-            and record["attempts"][record["chosen"]]["drop"]["drop"] <= best.drop.drop
+            and _estimate(record["attempts"][record["chosen"]]) <= best.drop.estimate
         )
         for file in model_files(previous if beaten and previous is not None else best.path):
             shutil.copyfile(file, path.with_suffix(file.suffix))
@@ -183,6 +188,12 @@ def _kept(path: Path, out_dir: Path, number: int) -> str:
     for file in model_files(path):
         shutil.copyfile(file, (out_dir / name).with_suffix(file.suffix))
     return name
+
+
+def _estimate(row: Mapping[str, Any]) -> float:
+    """`AccuracyDrop.estimate` of an attempt that was written down."""
+    expected = row["drop"].get("expected")
+    return float(row["drop"]["drop"] if expected is None else expected)
 
 
 def _row(attempt: Attempt, file: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipeline.quantization.comparison import (
     bootstrap_interval,
     compare_accuracy,
     compare_confidence,
+    expected_drop,
     mcnemar,
     score_interval,
 )
@@ -247,3 +249,65 @@ def test_confidence_of_other_shapes_refused() -> None:
     logits, labels = drawn_logits(10, 2)
     with pytest.raises(ValueError, match="expected the same"):
         compare_confidence(logits, logits[:5], labels)
+
+
+def answers_of_a_noisy_copy(seed: int, *, images: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits that know how sure they are, what a copy with noise answers, and labels drawn as the logits say."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(scale=1.5, size=(images, 10))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (probabilities.cumsum(axis=1) > generator.random((images, 1))).argmax(axis=1)
+    noisy = logits + generator.normal(scale=0.3, size=logits.shape)
+    return logits.astype(np.float32), noisy.argmax(axis=1), labels
+
+
+def test_the_expected_drop_is_the_mean_of_those_counted_with_a_fraction_of_the_noise() -> None:
+    counted, expected = [], []
+    for seed in range(60):
+        logits, answers, labels = answers_of_a_noisy_copy(seed)
+        drop = compare_accuracy(logits.argmax(axis=1) == labels, answers == labels)
+        counted.append(drop.drop)
+        expected.append(expected_drop(logits, answers, labels))
+    error = np.std(counted) / np.sqrt(len(counted))
+    assert np.mean(expected) == pytest.approx(np.mean(counted), abs=3 * error)
+    assert np.mean(expected) > 3 * error, "there is a drop to be told"
+    assert np.std(expected) < 0.25 * np.std(counted)
+
+
+def test_a_network_that_is_too_sure_does_not_exaggerate() -> None:
+    logits, answers, labels = answers_of_a_noisy_copy(0, images=20_000)
+    assert expected_drop(5 * logits, answers, labels) == pytest.approx(expected_drop(logits, answers, labels), abs=1e-6)
+
+
+def test_the_same_answers_cost_nothing() -> None:
+    logits, _, labels = answers_of_a_noisy_copy(0)
+    assert expected_drop(logits, logits.argmax(axis=1), labels) == 0.0
+
+
+class Held(NamedTuple):
+    lost: int
+    won: int
+    expected: float | None
+    holds: bool
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Held(4, 0, None, True), id="counted, within"),
+        pytest.param(Held(6, 0, None, False), id="counted, beyond"),
+        pytest.param(Held(30, 20, 0.002, True), id="one point counted by chance, little expected"),
+        pytest.param(Held(20, 20, 0.006, False), id="none counted by chance, more expected"),
+        pytest.param(Held(40, 10, 0.002, False), id="three points are proved"),
+    ],
+)
+def test_a_limit_is_held_by_the_estimate_unless_the_count_proves_otherwise(case: Held) -> None:
+    drop = dataclasses.replace(drop_of(case.lost, case.won, 1000), expected=case.expected)
+    assert drop.estimate == (drop.drop if case.expected is None else case.expected)
+    assert drop.holds(0.005) is case.holds
+
+
+@pytest.mark.parametrize(("images", "answers", "labels"), [(0, 0, 0), (2, 1, 2), (2, 2, 3)])
+def test_an_answer_and_a_label_for_each_image(images: int, answers: int, labels: int) -> None:
+    with pytest.raises(ValueError, match="one answer and one label"):
+        expected_drop(np.zeros((images, 3), np.float32), np.zeros(answers, np.int64), np.zeros(labels, np.int64))

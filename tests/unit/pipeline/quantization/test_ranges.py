@@ -96,6 +96,24 @@ def test_min_max_and_the_average() -> None:
     assert estimate(observed(rows[::-1]), "moving_average") == (-2.0, 3.0), "the order is of no weight"
 
 
+def test_a_few_samples_that_are_far_out_as_a_whole_are_left_out() -> None:
+    """Such as an image that drives every value of a layer up: neither percentiles of values nor squares leave it."""
+    rows = np.random.default_rng(5).normal(size=(200, 5000))
+    rows[7], rows[90] = rows[7] * 30, rows[90] * 12
+    found = observed(rows)
+    low, high = estimate(found, "samples")
+    usual = np.delete(np.abs(rows), [7, 90], axis=0).max()
+    assert 3.0 < high <= usual
+    assert -usual <= low < -3.0
+    for method in ("min_max", "percentile", "mse"):
+        assert estimate(found, method)[1] > 3 * usual, method
+
+
+def test_samples_that_are_alike_all_count() -> None:
+    rows = np.tile(np.array([[-1.0, 2.0]]), (64, 1))
+    assert estimate(observed(rows), "samples") == (-1.0, 2.0)
+
+
 def test_the_percentile_is_that_of_the_values() -> None:
     rows = np.random.default_rng(2).normal(size=(50, 10_000))
     low, high = estimate(observed(rows), "percentile")

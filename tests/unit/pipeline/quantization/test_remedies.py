@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,20 @@ def test_of_attempts_that_do_not_hold_the_smallest_drop_is_best(tmp_path: Path) 
     assert attempts[0].drop.drop > attempts[1].drop.drop
     assert best_attempt(attempts) is attempts[1]
     assert best_attempt(attempts[::-1]) is attempts[1]
+
+
+def test_what_float_expects_decides_where_it_is_known(tmp_path: Path) -> None:
+    observed, told = observe_network(tmp_path, "good", weights()), list[str]()
+    shared = trial(tmp_path, observed, max_drop=0.15, told=told)
+    counted = shared.judge
+
+    def judged(expected: float) -> Trial:
+        return dataclasses.replace(shared, judge=lambda path: dataclasses.replace(counted(path), expected=expected))
+
+    held, luck = (try_ranges(judged(expected), "ranges", observed, ["mse"]) for expected in (0.1, 0.2))
+    assert held.drop.drop == luck.drop.drop <= 0.15
+    assert (held.holds, luck.holds) == (True, False)
+    assert told[-1].endswith("By float's own probabilities it is 20.00.")
+    assert best_attempt([luck, held]) is held
+    lucky = [dataclasses.replace(held, holds=False), luck]
+    assert best_attempt(lucky[::-1]) is lucky[0]

@@ -110,8 +110,29 @@ def test_the_ratio_in_decibels() -> None:
     ratio = SignalToNoise()
     ratio.add(np.array([3.0, 4.0]), np.array([3.0, 4.0]))
     assert ratio.decibels() == float("inf")
-    ratio.add(np.array([0.0, 0.0]), np.array([0.3, 0.4]))
-    assert ratio.decibels() == pytest.approx(20.0)
+    ratio.add(np.array([3.0, 4.0]), np.array([3.3, 4.4]))
+    assert ratio.decibels() == pytest.approx(10 * np.log10(2 / 0.01)), "the mean over both samples of noise to signal"
+
+
+def test_samples_without_a_signal_count_where_there_are_no_others() -> None:
     zero = SignalToNoise()
-    zero.add(np.zeros(2), np.ones(2))
+    zero.add(np.array([0.0]), np.array([0.0]))
+    assert zero.decibels() == float("inf")
+    zero.add(np.array([0.0]), np.array([1.0]))
     assert zero.decibels() == float("-inf")
+    zero.add(np.array([1.0]), np.array([0.9]))
+    assert zero.decibels() == pytest.approx(20.0)
+
+
+def test_a_sample_far_out_counts_as_one() -> None:
+    """One that is large and exact must not hide that all others are noise; one that is large and lost not that they
+    are exact."""
+    usual, far = np.ones(4), np.full(4, 1000.0)
+    hidden, lost = SignalToNoise(), SignalToNoise()
+    for _ in range(99):
+        hidden.add(usual, usual * 2)
+        lost.add(usual, usual)
+    hidden.add(far, far)
+    lost.add(far, far * 0)
+    assert hidden.decibels() == pytest.approx(0.0, abs=0.1)
+    assert lost.decibels() == pytest.approx(20.0)
