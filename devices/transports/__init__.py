@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile
+from devices.transports.adb_device import open_adb
 from devices.transports.base import Agent, Transport
 from devices.transports.fake import FakeDevice
 from devices.transports.local import LocalDevice
@@ -13,6 +14,7 @@ from devices.transports.ssh import SshDevice
 from devices.transports.virtual import open_virtual
 
 TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
+    "adb": open_adb,
     "fake": FakeDevice,
     "local": LocalDevice,
     "ssh": SshDevice,
