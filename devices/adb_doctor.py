@@ -7,6 +7,7 @@ import shlex
 import shutil
 
 from devices.errors import (
+    ConnectionFailedError,
     DeviceError,
     HostKeyError,
     LoginRefusedError,
@@ -21,6 +22,16 @@ from devices.transports import adb
 from devices.transports.adb_client import host_alias, shell_line
 
 TERMUX = "com.termux/com.termux.app.TermuxActivity"
+"""What `am start` brings to the front."""
+
+_RECONNECT = "adb reconnect offline"
+_BY_STATE = {
+    "unauthorized": _RECONNECT,
+    "authorizing": _RECONNECT,
+    "offline": _RECONNECT,
+    "connecting": _RECONNECT,
+    "no permissions": 'sudo apt-get install android-sdk-platform-tools-common && sudo usermod -aG plugdev "$USER"',
+}
 
 
 def mend(profile: DeviceProfile, transport: AdbTransport, error: DeviceError) -> str | None:
@@ -32,18 +43,13 @@ def mend(profile: DeviceProfile, transport: AdbTransport, error: DeviceError) ->
     except DeviceError:
         return "adb kill-server && adb start-server"
     serial = transport.serial or os.environ.get("ANDROID_SERIAL") or (next(iter(phones)) if len(phones) == 1 else None)
-    if serial is None:
+    if serial is None or (serial not in phones and not adb.is_address(serial)):
         return "adb devices -l"
     if serial not in phones:
-        return shlex.join(["adb", "connect", serial]) if adb.is_address(serial) else "adb devices -l"
-    state = phones[serial]
-    if state == "no permissions":
-        return 'sudo apt-get install android-sdk-platform-tools-common && sudo usermod -aG plugdev "$USER"'
-    if state in ("unauthorized", "authorizing", "offline"):
-        return "adb reconnect offline"
-    if state != adb.READY:
-        return shlex.join(["adb", "-s", serial, "reboot"])
-    return _mend_ready(profile, transport.model_copy(update={"serial": serial}), error)
+        return shlex.join(["adb", "connect", serial])
+    if phones[serial] == adb.READY:
+        return _mend_ready(profile, transport.model_copy(update={"serial": serial}), error)
+    return _BY_STATE.get(phones[serial], shlex.join(["adb", "-s", serial, "reboot"]))
 
 
 def on_phone(transport: AdbTransport, command: str) -> str | None:
@@ -58,23 +64,26 @@ def on_phone(transport: AdbTransport, command: str) -> str | None:
 
 
 def _mend_ready(profile: DeviceProfile, transport: AdbTransport, error: DeviceError) -> str | None:
-    """Of a phone that adb reaches."""
-    packages = termux_packages(profile.runtimes.values())
-    if isinstance(error, PythonMissingError):
-        return on_phone(transport, "pkg install -y python") if transport.way == "ssh" or transport.run_as else None
-    if isinstance(error, WheelMissingError):
-        return on_phone(transport, shlex.join(["pkg", "install", "-y", TERMUX_PACKAGES["numpy"], *packages]))
-    if isinstance(error, StorageFullError):
-        return on_phone(transport, f"rm -rf {transport.directory}/files {transport.directory}/envs")
-    if transport.way == "shell":
-        return None
-    options = _ssh_options(transport)
-    if isinstance(error, HostKeyError):
-        return f"{_forward(transport)} && {shlex.join(['ssh', *options, 'localhost'])}"
-    if isinstance(error, LoginRefusedError):
-        return f"{_forward(transport)} && {shlex.join(['ssh-copy-id', *options, 'localhost'])}"
-    # Whatever else: its SSH server is started in Termux, which this brings to the front.
-    return shlex.join(["adb", "-s", str(transport.serial), "shell", "am", "start", "-n", TERMUX])
+    """Of a phone that adb reaches, by the kind of the error."""
+    packages = [TERMUX_PACKAGES["numpy"], *termux_packages(profile.runtimes.values())]
+    termux = transport.way == "ssh" or transport.run_as is not None
+    mends: list[tuple[type[DeviceError], str | None]] = [
+        (PythonMissingError, on_phone(transport, "pkg install -y python") if termux else None),
+        (WheelMissingError, on_phone(transport, shlex.join(["pkg", "install", "-y", *packages])) if termux else None),
+        (StorageFullError, on_phone(transport, f"rm -rf {transport.directory}/files {transport.directory}/envs")),
+    ]
+    if transport.way == "ssh":
+        options = _ssh_options(transport)
+        mends += [
+            (HostKeyError, f"{_forward(transport)} && {shlex.join(['ssh', *options, 'localhost'])}"),
+            (LoginRefusedError, f"{_forward(transport)} && {shlex.join(['ssh-copy-id', *options, 'localhost'])}"),
+            # Nothing answers: the SSH server is started in Termux, which this brings to the front.
+            (
+                ConnectionFailedError,
+                shlex.join(["adb", "-s", str(transport.serial), "shell", "am", "start", "-n", TERMUX]),
+            ),
+        ]
+    return next((command for kind, command in mends if isinstance(error, kind)), None)
 
 
 def _forward(transport: AdbTransport) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-
 from devices.profile import DeviceProfile
 from devices.wheels import parse_version, satisfies, why_no_wheel
 
@@ -108,6 +107,8 @@ def c_library(profile: DeviceProfile, facts: Facts) -> Verdict:
 
 def runtimes(profile: DeviceProfile, facts: Facts) -> Verdict:
     """Whether a runtime of the profile is there, or can be brought."""
+    if not facts and profile.libc == "bionic":
+        return Verdict("unknown", "the phone does not tell its runtimes, which Termux brings")
     usable, missing, reasons = [], [], []
     for runtime in profile.preference:
         requirement = profile.runtimes[runtime]
