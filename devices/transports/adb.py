@@ -18,6 +18,7 @@ READY = "device"
 """The state of a phone that can be used."""
 
 _TIMEOUT_S = 20.0
+"""adb itself gives up a connection after ten."""
 _SERVER = ("127.0.0.1", 5037)
 
 # As adb prints them; see docs/user/adb.1.md and transport.cpp in Android's packages/modules/adb.
@@ -66,7 +67,7 @@ def find_phone(transport: AdbTransport) -> str:
         # After a cut, adb shows a dead connection for a while, and connecting again does nothing until it is forgotten.
         if serial in phones:
             run_adb(["disconnect", serial])
-        tried = connect(serial, timeout_s=transport.connect_timeout_s)
+        tried = connect(serial)
         phones = list_phones()
     there = ", ".join(f"{name} ({state})" for name, state in sorted(phones.items())) or "none"
     if serial is None:
@@ -87,13 +88,13 @@ def find_phone(transport: AdbTransport) -> str:
     return serial
 
 
-def connect(address: str, *, timeout_s: float) -> str:
+def connect(address: str) -> str:
     """Connects to a phone with wireless debugging; adb says by words alone whether that went well.
 
     Returns:
         What went wrong, to be put behind a sentence; empty where nothing did.
     """
-    done = run_adb(["connect", address], timeout_s=timeout_s + 5)
+    done = run_adb(["connect", address])
     answer = last_line(done)
     return "" if answer.startswith(("connected to", "already connected")) else f" ({answer})"
 
@@ -103,14 +104,14 @@ def is_address(serial: str) -> bool:
     return re.fullmatch(r"[^\s:]+:\d{1,5}|\[[0-9A-Fa-f:.%]+\]:\d{1,5}", serial) is not None
 
 
-def run_adb(arguments: Sequence[str], *, timeout_s: float = _TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+def run_adb(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Runs adb to its end.
 
     Its streams go to files: the server that adb may start keeps what it inherits, and would keep a pipe open.
 
     Raises:
         DeviceError: There is no adb on this machine.
-        ConnectionFailedError: It took longer than `timeout_s` and was ended.
+        ConnectionFailedError: It took longer than twenty seconds and was ended.
     """
     command = ["adb", *arguments]
     if shutil.which("adb") is None:
@@ -118,11 +119,11 @@ def run_adb(arguments: Sequence[str], *, timeout_s: float = _TIMEOUT_S) -> subpr
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
             code = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=timeout_s, check=False
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=_TIMEOUT_S, check=False
             ).returncode
         except subprocess.TimeoutExpired as error:
             raise ConnectionFailedError(
-                f"`{shlex.join(command)}` did not end within {timeout_s:g} s and was ended; adb's server may hang: "
+                f"`{shlex.join(command)}` did not end within {_TIMEOUT_S:g} s and was ended; adb's server may hang: "
                 "adb kill-server"
             ) from error
         texts = []
