@@ -21,10 +21,11 @@ _TIMEOUT_S = 20.0
 """adb itself gives up a connection after ten."""
 _SERVER = ("127.0.0.1", 5037)
 
+_UNTRUSTED = "does not trust this machine yet: unlock the phone and accept the key that its dialog shows"
 # As adb prints them; see docs/user/adb.1.md and transport.cpp in Android's packages/modules/adb.
 _STATES = {
-    "unauthorized": "does not trust this machine yet: unlock the phone and accept the key that its dialog shows",
-    "authorizing": "has not accepted this machine's key yet: unlock the phone, accept it, and try again",
+    "unauthorized": _UNTRUSTED,
+    "authorizing": _UNTRUSTED,
     "offline": "is offline: plug its cable in again, or switch USB debugging off and on",
     "connecting": "is still connecting: try again in a moment",
     "recovery": "has been started into recovery: restart it",
@@ -101,7 +102,7 @@ def connect(address: str) -> str:
 
 def is_address(serial: str) -> bool:
     """Whether a serial is `host:port`, which adb can connect to."""
-    return re.fullmatch(r"[^\s:]+:\d{1,5}|\[[0-9A-Fa-f:.%]+\]:\d{1,5}", serial) is not None
+    return re.fullmatch(r"[^\s:]+:\d{1,5}|\[[\w:.%-]+\]:\d{1,5}", serial) is not None
 
 
 def run_adb(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

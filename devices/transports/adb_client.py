@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from devices.errors import ConnectionFailedError, DeviceError, LoginRefusedError, PythonMissingError
+from devices.errors import ConnectionFailedError, DeviceError, HostKeyError, LoginRefusedError, PythonMissingError
 from devices.transport_config import AdbTransport, SshTransport
 from devices.transports import adb, adb_dial, ssh_client
 
@@ -137,10 +137,13 @@ def explain_end(transport: AdbTransport, python: str, status: int, output: str) 
         told = _explain_shell(transport, status, output, details)
         if told is not None:
             return told
-    error = ssh_client.explain_end(as_ssh(transport), python, status, output)
-    message = error.message.replace(host_alias(transport), place)
+    ssh = as_ssh(transport)
+    error = ssh_client.explain_end(ssh, python, status, output)
+    message = error.message.replace(ssh_client.describe(ssh), place)
     if isinstance(error, PythonMissingError):
         message += ". On a phone Termux has one: pkg install python"
+    elif isinstance(error, HostKeyError | LoginRefusedError):
+        message += ". `edgeship devices doctor` gives the command, through adb"
     return type(error)(message, details=details)
 
 

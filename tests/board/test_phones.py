@@ -140,18 +140,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         assert not wait_for(lambda: clients(phone) == []), "clients of adb are left"
 
 
-@pytest.fixture
-def over_ssh(request: pytest.FixtureRequest, place: Place) -> Place:
-    if place.way != "ssh":
-        pytest.skip("of the way over SSH")
-    return place
-
-
-@pytest.fixture
-def over_shell(place: Place) -> Place:
-    if place.way != "shell":
-        pytest.skip("of the way by adb's shell")
-    return place
+OVER_SSH = pytest.mark.parametrize("place", ["ssh"], indirect=True)
+BY_SHELL = pytest.mark.parametrize("place", ["shell"], indirect=True)
 
 
 def clients(phone: Phone) -> list[str]:
@@ -189,6 +179,21 @@ def write_model(path: Path) -> Path:
     return path
 
 
+def write_onnx(path: Path) -> Path:
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    weights = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
 def write_big(path: Path) -> bytes:
     data = np.random.default_rng(0).bytes(BIG)
     path.write_bytes(data)
@@ -215,13 +220,10 @@ def test_a_benchmark(place: Place, tmp_path: Path) -> None:
 def test_odd_names_arrive_as_they_are(place: Place, tmp_path: Path) -> None:
     odd = "a b 'c' \"d\" $HOME `id` ~. \\ *\n;e"
     (tmp_path / odd).mkdir()
-    python = tmp_path / odd / "python"
-    python.symlink_to(sys.executable)
+    python = wrapper(tmp_path / odd / "python", f'#!/bin/sh\nexec {sys.executable} "$@"')
     file = tmp_path / f"{odd}.bin"
     file.write_bytes(b"\n~.\n\0\r\n")
-    device = open_transport(
-        place.profile(python=wrapper(tmp_path / odd / "run", f'#!/bin/sh\nexec {sys.executable} "$@"'))
-    )
+    device = open_transport(place.profile(python=python))
     there = device.put(str(file))
     assert Path(there).name == file.name
     assert Path(there).read_bytes() == file.read_bytes()
@@ -350,9 +352,12 @@ def test_two_users_take_turns(place: Place) -> None:
     transport = place.transport(lock_timeout_s=1)
     other = SshLink(transport, sys.executable)
     try:
-        with open_transport(place.profile()).start_agent():
-            with pytest.raises(DeviceBusyError, match="in use by"), other.hold():
-                pass
+        with (
+            open_transport(place.profile()).start_agent(),
+            pytest.raises(DeviceBusyError, match="in use by"),
+            other.hold(),
+        ):
+            pass
         with other.hold():
             pass
     finally:
@@ -420,7 +425,7 @@ def test_a_runtime_without_a_wheel_is_refused_before_anything_is_sent(
     profile = place.profile(python=python, wheelhouse=str(tmp_path / "house")).model_copy(
         update={"runtimes": {"litert": "tflite-runtime>=99"}, "preference": ("litert",)}
     )
-    with pytest.raises(WheelMissingError, match="bionic.*in Termux on the phone: pkg install python-tflite-runtime"):
+    with pytest.raises(WheelMissingError, match=r"bionic.*in Termux on the phone: pkg install python-tflite-runtime"):
         open_transport(profile).start_agent()
     for folder in ("files", "incoming", "agents", "envs"):
         assert list((place.root / folder).iterdir()) == []
@@ -431,7 +436,7 @@ def test_a_runtime_without_a_wheel_is_refused_before_anything_is_sent(
 
 def test_the_command_line(place: Place, tmp_path: Path) -> None:
     (tmp_path / "phone.yaml").write_text(place.profile().model_dump_json(exclude_none=True))
-    file, model = str(tmp_path / "phone.yaml"), str(write_model(tmp_path / "m.fake"))
+    file, model = str(tmp_path / "phone.yaml"), str(write_onnx(tmp_path / "m.onnx"))
     facts = edgeship("devices", "facts", file, "--json")
     assert facts.returncode == 0, facts.stderr
     bench = edgeship(
@@ -450,56 +455,62 @@ def test_the_command_line(place: Place, tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def test_termux_that_does_not_serve(over_ssh: Place) -> None:
-    over_ssh.phone.ports.clear()
+@OVER_SSH
+def test_termux_that_does_not_serve(place: Place) -> None:
+    place.phone.ports.clear()
     with pytest.raises(ConnectionFailedError, match=r"nothing answers on port 8022 of the phone.*then sshd") as caught:
-        open_transport(over_ssh.profile()).start_agent()
+        open_transport(place.profile()).start_agent()
     assert "edgeship: adb: " in caught.value.details
-    mend = diagnose(over_ssh.profile()).findings[0].mend
-    assert mend == f"adb -s {over_ssh.phone.serial} shell am start -n com.termux/com.termux.app.TermuxActivity"
+    mend = diagnose(place.profile()).findings[0].mend
+    assert mend == f"adb -s {place.phone.serial} shell am start -n com.termux/com.termux.app.TermuxActivity"
 
 
-def test_a_phone_whose_host_key_is_unknown(over_ssh: Place) -> None:
-    (over_ssh.directory / "known_hosts").write_text("")
-    with pytest.raises(HostKeyError, match=f"the host key of phone {over_ssh.phone.serial} is not among the known"):
-        open_transport(over_ssh.profile()).start_agent()
-    mend = str(diagnose(over_ssh.profile()).findings[0].mend)
-    assert mend.startswith(f"adb -s {over_ssh.phone.serial} forward tcp:8022 tcp:8022 && ssh -p 8022 -o HostKeyAlias=")
+@OVER_SSH
+def test_a_phone_whose_host_key_is_unknown(place: Place) -> None:
+    (place.directory / "known_hosts").write_text("")
+    with pytest.raises(HostKeyError, match=f"the host key of phone {place.phone.serial} is not among the known"):
+        open_transport(place.profile()).start_agent()
+    mend = str(diagnose(place.profile()).findings[0].mend)
+    assert mend.startswith(f"adb -s {place.phone.serial} forward tcp:8022 tcp:8022 && ssh -p 8022 -o HostKeyAlias=")
 
 
-def test_a_silent_server_is_given_up(over_ssh: Place) -> None:
+@OVER_SSH
+def test_a_silent_server_is_given_up(place: Place) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        over_ssh.phone.ports[8022] = silent.getsockname()[1]
+        place.phone.ports[8022] = silent.getsockname()[1]
         start = time.monotonic()
         with pytest.raises(ConnectionFailedError):
-            open_transport(over_ssh.profile(connect_timeout_s=2)).start_agent()
+            open_transport(place.profile(connect_timeout_s=2)).start_agent()
         assert time.monotonic() - start < 60
 
 
-def test_an_app_is_entered(over_shell: Place, tmp_path: Path) -> None:
+@BY_SHELL
+def test_an_app_is_entered(place: Place, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     wrapper(tmp_path / "bin" / "run-as", RUN_AS)
-    over_shell.phone.environment["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    with open_transport(over_shell.profile(run_as="com.termux")).start_agent() as agent:
+    place.phone.environment["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    with open_transport(place.profile(run_as="com.termux")).start_agent() as agent:
         assert agent.request("hello")["protocol"]
-    assert any("HOME=/data/data/com.termux/files/home" in service for service in over_shell.phone.services)
+    assert any("HOME=/data/data/com.termux/files/home" in service for service in place.phone.services)
     with pytest.raises(
         LoginRefusedError, match=r"package not debuggable: org.other\. run-as needs .* `way: ssh` works"
     ):
-        open_transport(over_shell.profile(run_as="org.other")).start_agent()
+        open_transport(place.profile(run_as="org.other")).start_agent()
 
 
-def test_an_android_without_the_shell_protocol(over_shell: Place) -> None:
-    over_shell.phone.features = "cmd"
+@BY_SHELL
+def test_an_android_without_the_shell_protocol(place: Place) -> None:
+    place.phone.features = "cmd"
     with pytest.raises(ConnectionFailedError, match="Android 7 or later is needed"):
-        open_transport(over_shell.profile()).start_agent()
+        open_transport(place.profile()).start_agent()
 
 
-def test_data_is_not_read_as_an_escape(over_shell: Place) -> None:
+@BY_SHELL
+def test_data_is_not_read_as_an_escape(place: Place) -> None:
     """adb's shell ends at `~.` on a line of its own unless it is told not to."""
-    link = link_of(over_shell.profile())
+    link = link_of(place.profile())
     link.request("ping")
     data = b"first\n~.\nlast\n" + bytes(range(256))
     done = subprocess.run(link.command(["cat"]), input=data, capture_output=True, check=True, timeout=30)
@@ -528,7 +539,7 @@ def test_a_client_that_hangs_is_ended(place: Place, tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{tmp_path / 'fake'}:{os.environ['PATH']}")
         patch.setattr("devices.transports.adb._TIMEOUT_S", 0.5)
-        with pytest.raises(DeviceError, match="did not end within 0.5 s and was ended"):
+        with pytest.raises(DeviceError, match=r"did not end within 0\.5 s and was ended"):
             open_transport(place.profile())
 
 
