@@ -93,6 +93,6 @@ def _forward(transport: AdbTransport) -> str:
 
 def _ssh_options(transport: AdbTransport) -> list[str]:
     options = ["-p", str(transport.port), "-o", f"HostKeyAlias={host_alias(transport)}"]
-    options += [] if transport.known_hosts is None else ["-o", f"UserKnownHostsFile={transport.known_hosts}"]
+    options += [] if transport.known_hosts is None else ["-o", f'UserKnownHostsFile="{transport.known_hosts}"']
     options += [] if transport.user is None else ["-l", transport.user]
     return options + ([] if transport.identity_file is None else ["-i", transport.identity_file])

@@ -14,10 +14,10 @@ from devices.transports.ssh import SshDevice
 from devices.transports.virtual import open_virtual
 
 TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
-    "adb": open_adb,
     "fake": FakeDevice,
     "local": LocalDevice,
     "ssh": SshDevice,
+    "adb": open_adb,
     "virtual": open_virtual,
 }
 """By the `kind` of a profile's transport."""

@@ -103,13 +103,13 @@ def dial_command(transport: AdbTransport) -> str:
 
 def host_alias(transport: AdbTransport) -> str:
     """Under this name the known hosts have the key of the phone's SSH server, whatever way leads there."""
-    return f"phone-{transport.serial}"
+    return "phone-" + re.sub(r"[^\w.:-]", "_", str(transport.serial))
 
 
 def as_ssh(transport: AdbTransport) -> SshTransport:
     """What the SSH client is told of the phone."""
     return SshTransport(
-        host=re.sub(r"\s", "_", host_alias(transport)),
+        host=host_alias(transport),
         user=transport.user,
         identity_file=transport.identity_file,
         known_hosts=transport.known_hosts,

@@ -226,7 +226,7 @@ MENDS = (
     Mend("host key", HostKeyError(""), f"{FORWARD} && ssh {SSH_OPTIONS} localhost"),
     Mend("key refused", LoginRefusedError(""), f"{FORWARD} && ssh-copy-id {SSH_OPTIONS} localhost"),
     Mend("key refused, with a user", LoginRefusedError(""),
-         f"{FORWARD} && ssh-copy-id {SSH_OPTIONS} -o 'UserKnownHostsFile=/a b' -l me -i /k localhost",
+         f"{FORWARD} && ssh-copy-id {SSH_OPTIONS} -o 'UserKnownHostsFile=\"/a b\"' -l me -i /k localhost",
          {"user": "me", "identity_file": "/k", "known_hosts": "/a b"}),
     Mend("no server", ConnectionFailedError(""),
          "adb -s R58M12 shell am start -n com.termux/com.termux.app.TermuxActivity"),

@@ -69,7 +69,7 @@ def test_the_ssh_client_is_connected_by_the_dialing_program(tmp_path: Path, monk
     line = AdbSshClient(transport, tmp_path).command(["true"], master=True)
     assert line[0] == "ssh"
     assert "ProxyUseFdpass=yes" in line
-    assert "HostKeyAlias=phone-odd 'serial' 100%" in line
+    assert "HostKeyAlias=phone-odd__serial__100_" in line
     assert line[line.index("-l") + 1] == "me"
     (option,) = (word for word in line if word.startswith("ProxyCommand="))
     text = option.removeprefix("ProxyCommand=")
