@@ -68,7 +68,7 @@ class AdbShellClient:
     def command(self, remote: Sequence[str], *, master: bool) -> list[str]:  # noqa: ARG002 (there is no master)
         """See `SshClient`. adb joins its arguments with spaces for the phone's shell, so it gets a single one."""
         line = shell_line(self.transport, remote)
-        return ["adb", "-s", str(self.transport.serial), "shell", "-T", "-e", "none", line]
+        return ["adb", "-s", str(self.transport.serial), "shell", "-T", line]
 
 
 def shell_line(transport: AdbTransport, remote: Sequence[str]) -> str:

@@ -508,8 +508,8 @@ def test_an_android_without_the_shell_protocol(place: Place) -> None:
 
 
 @BY_SHELL
-def test_data_is_not_read_as_an_escape(place: Place) -> None:
-    """adb's shell ends at `~.` on a line of its own unless it is told not to."""
+def test_the_shell_changes_no_byte(place: Place) -> None:
+    """A terminal would turn line ends, and end at `~.` on a line of its own."""
     link = link_of(place.profile())
     link.request("ping")
     data = b"first\n~.\nlast\n" + bytes(range(256))

@@ -41,9 +41,9 @@ ODD = ["printf", "%s|", "a b", "'", '"', "$HOME", "`id`", "\\", "*", "line\nbrea
 
 def test_arguments_reach_a_program_of_the_phone_as_they_are(tmp_path: Path) -> None:
     line = AdbShellClient(SHELL, tmp_path).command(ODD, master=True)
-    assert line[:-1] == ["adb", "-s", "R58M12", "shell", "-T", "-e", "none"]
+    assert line[:-1] == ["adb", "-s", "R58M12", "shell", "-T"]
     # adb joins what it gets with spaces, and the phone's shell reads that.
-    done = subprocess.run(["/bin/sh", "-c", " ".join(line[7:])], capture_output=True, text=True, check=True)
+    done = subprocess.run(["/bin/sh", "-c", " ".join(line[5:])], capture_output=True, text=True, check=True)
     assert done.stdout == "|".join(ODD[2:]) + "|"
 
 
