@@ -74,13 +74,13 @@ def find_phone(transport: AdbTransport) -> str:
     if serial is None:
         if len(phones) > 1:
             raise ConnectionFailedError(
-                f"there are several phones: {there}. Name one: --host SERIAL, ANDROID_SERIAL in the environment, or "
-                "`serial` in the transport of a profile of your own"
+                f"there are several phones: {there}. Name one: ANDROID_SERIAL in the environment, `serial` in the "
+                "transport of a profile of your own, or --host SERIAL where a command takes that"
             )
         if not phones:
             raise ConnectionFailedError(
                 "adb sees no phone: switch on USB debugging in its developer options and plug it in, or name the "
-                "address of one with wireless debugging, as in --host 10.0.0.7:5555"
+                "address of one with wireless debugging, as in ANDROID_SERIAL=10.0.0.7:5555"
             )
         serial = next(iter(phones))
     if serial not in phones:

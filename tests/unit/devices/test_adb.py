@@ -25,6 +25,7 @@ from devices.errors import (
     TransferFailedError,
     WheelMissingError,
 )
+from devices.fact_table import profile_rows
 from devices.profile import load_profile
 from devices.transport_config import AdbTransport
 from devices.transports import adb, open_transport
@@ -90,7 +91,8 @@ STATES = (
     State("another", "R58M12\tdevice\n", ConnectionFailedError, "no phone X1; there are: R58M12 (device)",
           "adb devices -l", serial="X1"),
     State("several", "R58M12\tdevice\nemulator-5554\toffline\n", ConnectionFailedError,
-          "several phones: R58M12 (device), emulator-5554 (offline). Name one: --host SERIAL", "adb devices -l"),
+          "several phones: R58M12 (device), emulator-5554 (offline). Name one: ANDROID_SERIAL in the environment",
+          "adb devices -l"),
     State("unauthorized", "R58M12\tunauthorized\n", LoginRefusedError, "accept the key that its dialog shows",
           "adb reconnect offline"),
     State("authorizing", "R58M12\tauthorizing\n", LoginRefusedError, "accept the key", "adb reconnect offline"),
@@ -267,6 +269,10 @@ def test_which_phone_is_said_as_for_other_boards() -> None:
     assert load_profile("android-phone", host="10.0.0.7:5555", environment={variable: "R58M12"}).transport == (
         AdbTransport(serial="10.0.0.7:5555")
     )
+
+
+def test_a_profile_shows_how_it_is_reached() -> None:
+    assert ("transport", "kind: adb", "") in profile_rows(load_profile("android-phone", environment={}))
 
 
 def test_a_profile_of_ones_own(tmp_path: Path) -> None:
