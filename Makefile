@@ -113,6 +113,15 @@ board: setup ## Build the virtual boards, arm64 and armhf, in the cache (Linux, 
 test-board: board ## Test on the virtual boards through SSH
 	$(BIN)/pytest tests/board/test_virtual_boards.py $(ARGS)
 
+.PHONY: adb
+adb: ## Install adb, Android's debug bridge, where it is missing (Debian, as root)
+	@command -v adb >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends adb; } || \
+		{ echo "adb is missing; on Debian or Ubuntu: sudo apt-get install adb" >&2; exit 2; }
+
+.PHONY: test-phone
+test-phone: setup adb ## Test phones with the real adb client and a phone that this machine plays
+	$(BIN)/pytest tests/board/test_phones.py $(ARGS)
+
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

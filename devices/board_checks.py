@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from packaging.utils import canonicalize_name
-
 from devices.profile import DeviceProfile
-from devices.wheels import parse_requirement, parse_version, satisfies, why_no_wheel
+from devices.wheels import parse_version, satisfies, why_no_wheel
 
 State = Literal["ok", "warning", "problem", "unknown"]
 Facts = Mapping[str, Any]
@@ -94,6 +92,8 @@ def c_library(profile: DeviceProfile, facts: Facts) -> Verdict:
     libc = facts.get("libc") or profile.libc
     if libc is None:
         return Verdict("unknown", "the board does not tell its C library")
+    if libc == "bionic":
+        return Verdict("ok", "bionic, Android's own")
     machine = userland(facts) or profile.architecture
     reasons = [
         reason
@@ -107,6 +107,8 @@ def c_library(profile: DeviceProfile, facts: Facts) -> Verdict:
 
 def runtimes(profile: DeviceProfile, facts: Facts) -> Verdict:
     """Whether a runtime of the profile is there, or can be brought."""
+    if not facts and profile.libc == "bionic":
+        return Verdict("unknown", "the phone does not tell its runtimes, which Termux brings")
     usable, missing, reasons = [], [], []
     for runtime in profile.preference:
         requirement = profile.runtimes[runtime]
@@ -171,10 +173,8 @@ def installer(profile: DeviceProfile, facts: Facts) -> Verdict:
 def numpy(profile: DeviceProfile, facts: Facts) -> Verdict:
     """Whether numpy is one that tflite-runtime can load: it was built for numpy 1."""
     version = facts.get("numpy")
-    needs_old = any(
-        (requirement := parse_requirement(text)) is not None and canonicalize_name(requirement.name) == "tflite-runtime"
-        for text in profile.runtimes.values()
-    )
+    # Termux builds later versions, for numpy 2.
+    needs_old = any(satisfies(text, "tflite-runtime", "2.14.0") for text in profile.runtimes.values())
     if version is None:
         return Verdict("unknown", "the board does not tell its numpy")
     if needs_old and parse_version(version) >= (2,):

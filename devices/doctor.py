@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from devices import adb_doctor
 from devices.address import host_hint
 from devices.board_checks import CHECKS, State, Verdict
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile
-from devices.transport_config import SshTransport
+from devices.transport_config import AdbTransport, SshTransport
 from devices.transports import Transport, open_transport
 
 _FACTS_TIMEOUT_S = 60.0
@@ -115,9 +116,11 @@ def examine(
     return tuple(_finding(profile, name, CHECKS[name](profile, facts)) for name in names)
 
 
-def on_board(profile: DeviceProfile, command: str) -> str:
-    """The command line that runs a shell command on a device from this machine."""
+def on_board(profile: DeviceProfile, command: str) -> str | None:
+    """The command line that runs a shell command on a device from this machine; None where it can't be run there."""
     transport = profile.transport
+    if isinstance(transport, AdbTransport):
+        return adb_doctor.on_phone(transport, command)
     if not isinstance(transport, SshTransport):
         return command
     return shlex.join(["ssh", "-t", *_ssh_options(transport), _target(transport), command])
@@ -131,6 +134,8 @@ def _finding(profile: DeviceProfile, name: str, verdict: Verdict) -> Finding:
 def _unreached(profile: DeviceProfile, error: DeviceError) -> Finding:
     """Why there is no agent, with what mends that, by the name of the error."""
     transport, message = profile.transport, error.message
+    if isinstance(transport, AdbTransport):
+        return Finding("connection", "problem", message, adb_doctor.mend(profile, transport, error))
     if not isinstance(transport, SshTransport):
         return Finding("connection", "problem", message)
     options, target = _ssh_options(transport), _target(transport)

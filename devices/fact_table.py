@@ -51,6 +51,8 @@ def profile_rows(profile: DeviceProfile) -> list[tuple[str, str, str]]:
     for name, value in profile.model_dump(mode="json", exclude_defaults=True).items():
         if name in ("sources", "notes"):
             continue
+        if name == "transport":
+            value = {"kind": profile.transport.kind, **value}  # noqa: PLW2901 (of a default one nothing would be left)
         words = cluster_text(value) if name == "clusters" else _in_words(value)
         rows.append((name, words or "-", "\n".join(profile.sources.get(name, ()))))
     return rows

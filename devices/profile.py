@@ -7,7 +7,8 @@ away. A file whose name begins with `_` is no device, only something to extend.
 The profiles that come with Edgeship do not know where a user's board is. A board with the transport `ssh` is reached
 under its profile's name, so an alias in `~/.ssh/config` is enough (`Host raspberry-pi-4`, `HostName 10.0.0.7`,
 `User pi`). `EDGESHIP_HOST_RASPBERRY_PI_4=pi@10.0.0.7` in the environment does the same for one shell or one CI job,
-`edgeship devices doctor raspberry-pi-4 --host pi@10.0.0.7` for one command. For boards that stay, a YAML of one's own
+`edgeship devices doctor raspberry-pi-4 --host pi@10.0.0.7` for one command. A phone with the transport `adb` is the
+only one that is plugged in, or the one whose serial is said in the same ways. For boards that stay, a YAML of one's own
 is best, given by its path wherever a device is named:
 
     extends: raspberry-pi-4
@@ -32,7 +33,14 @@ from devices.address import host_variable, parse_address
 from devices.board.runners import RUNNERS
 from devices.errors import ProfileError
 from devices.profile_parts import Budgets, CoreCluster, Frozen, Sensor, Sensors, Storage
-from devices.transport_config import FakeTransport, LocalTransport, SshTransport, TransportConfig, VirtualTransport
+from devices.transport_config import (
+    AdbTransport,
+    FakeTransport,
+    LocalTransport,
+    SshTransport,
+    TransportConfig,
+    VirtualTransport,
+)
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 
@@ -69,7 +77,7 @@ class DeviceProfile(Frozen):
         storage: What the system lies on.
         os: The system that this profile is written for, such as "Debian GNU/Linux 12 (bookworm)".
         python_version: Of that system's Python, such as "3.11".
-        libc: Of that system, such as "glibc 2.36".
+        libc: Of that system, such as "glibc 2.36"; Android's is "bionic".
         python: The interpreter that runs the agent; None is the one that runs Edgeship on this machine, and the
             system's `python3` elsewhere.
         runtimes: By runtime name, the requirement that installs it, such as "ai-edge-litert>=2.3,<3".
@@ -96,7 +104,7 @@ class DeviceProfile(Frozen):
     storage: Storage | None = None
     os: str | None = None
     python_version: str | None = Field(default=None, pattern=r"^3\.\d{1,2}(\.\d{1,2})?$")
-    libc: str | None = Field(default=None, pattern=r"^(glibc|musl) \d+\.\d+(\.\d+)?$")
+    libc: str | None = Field(default=None, pattern=r"^((glibc|musl) \d+\.\d+(\.\d+)?|bionic)$")
     python: str | None = None
     runtimes: dict[str, str]
     preference: tuple[str, ...]
@@ -173,7 +181,7 @@ def load_profile(
 
 
 def _set_host(values: dict[str, Any], host: str | None, environment: Mapping[str, str]) -> None:
-    """Says where a board is that is reached over SSH: as told, else as written, else under its name."""
+    """Says where a board is that is reached over SSH: as told, else as written, else under its name; which phone."""
     name, transport = values.get("name"), values.get("transport")
     if not isinstance(name, str) or not isinstance(transport, dict):
         return  # the validation says what is wrong
@@ -182,8 +190,12 @@ def _set_host(values: dict[str, Any], host: str | None, environment: Mapping[str
     if transport.get("kind") == "ssh":
         transport.setdefault("host", name)
         transport |= {} if told is None else parse_address(told, by=by)
+    elif transport.get("kind") == "adb":
+        transport |= {} if told is None else {"serial": told}
     elif told is not None:
-        raise ProfileError(f"{by} says where '{name}' is, but it is reached by {transport.get('kind')}, not by SSH")
+        raise ProfileError(
+            f"{by} says where '{name}' is, but it is reached by {transport.get('kind')}, not by SSH or adb"
+        )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -284,6 +296,7 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
         ("transport", "fake"): FakeTransport,
         ("transport", "ssh"): SshTransport,
         ("transport", "virtual"): VirtualTransport,
+        ("transport", "adb"): AdbTransport,
     }
     model = tables.get(tuple(part for part in location if isinstance(part, str)))
     keys = tuple(model.model_fields) if model else ()

@@ -13,6 +13,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import Version
 
 from devices.errors import DeviceError, WheelMissingError
+from devices.provision_android import android_hint
 from devices.provision_tags import BoardPython
 
 _TIMEOUT_S = 1800.0
@@ -102,6 +103,8 @@ def _explain(
         )
     source = f"in {wheelhouse}" if wheelhouse is not None else "in the package index"
     hint = _HINTS.get(canonicalize_name(wanted.name), "")
+    if board.libc == "bionic":
+        hint = f"; {android_hint(str(wanted))}"
     return WheelMissingError(
         f"{wanted} has no wheel for {board.describe()} {source}; there is: {available(wanted, names)}{hint}",
         details=details,

@@ -1,4 +1,7 @@
-"""Which wheels run on a board: its platform tags (PEP 600 for glibc, PEP 656 for musl) and its markers (PEP 508)."""
+"""Which wheels run on a board: its platform tags and its markers (PEP 508).
+
+The tags are those of PEP 600 for glibc, of PEP 656 for musl, of PEP 738 for Android.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 # What platform.machine() says of a 64-bit kernel, and what a 32-bit Python on it is.
 _32_BIT = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}
 _OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+_ANDROID_NAMES = {"aarch64": "arm64_v8a", "armv7l": "armeabi_v7a", "i686": "x86", "x86_64": "x86_64"}
+_LEAST_ANDROID_LEVEL = 21  # PEP 738
 _LEAST_GLIBC_MINOR = {"x86_64": 5, "i686": 5}
 
 
@@ -25,8 +30,8 @@ class BoardPython:
         abi: Such as "cp311".
         machine: As `uname -m` prints it.
         bits: Of a pointer: 32 also on a 64-bit kernel with a 32-bit system.
-        libc: "glibc", "musl" or "unknown".
-        libc_version: Such as `(2, 36)`.
+        libc: "glibc", "musl", "bionic" or "unknown".
+        libc_version: Such as `(2, 36)`; of bionic the level of the system's interface, such as `(24,)`.
         markers: The environment markers.
     """
 
@@ -82,7 +87,7 @@ class BoardPython:
     def describe(self) -> str:
         """In words: "armv7l with Python 3.11.2 (cp311) and glibc 2.36"."""
         version, libc_version = (".".join(map(str, part)) for part in (self.version, self.libc_version))
-        libc = f"{self.libc} {libc_version}" if self.libc_version else "an unknown C library"
+        libc = f"{self.libc} {libc_version}".strip() if self.libc != "unknown" else "an unknown C library"
         return f"{self.architecture} with Python {version} ({self.abi}) and {libc}"
 
 
@@ -96,4 +101,7 @@ def platform_tags(architecture: str, libc: str, libc_version: tuple[int, ...]) -
                 tags.append(f"{_OLD_NAMES[minor]}_{architecture}")
     elif libc == "musl" and libc_version[:1] == (1,):
         tags = [f"musllinux_1_{minor}_{architecture}" for minor in range(libc_version[1], -1, -1)]
+    elif libc == "bionic" and libc_version and architecture in _ANDROID_NAMES:
+        levels = range(libc_version[0], _LEAST_ANDROID_LEVEL - 1, -1)
+        return tuple(f"android_{level}_{_ANDROID_NAMES[architecture]}" for level in levels)
     return (*tags, f"linux_{architecture}")

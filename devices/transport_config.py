@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Request = Literal[
     "hello",
@@ -98,6 +98,50 @@ class VirtualTransport(_Frozen):
     wheelhouse: str | None = None
 
 
+class AdbTransport(_Frozen):
+    """An Android phone behind adb, Android's debug bridge; the system's adb client is used.
+
+    A phone has no Python. The app Termux brings one, and Android lets no other program into an app: one reaches it
+    through Termux's own SSH server (`way: ssh`), over adb, or with `run-as` where Termux's build is debuggable. On an
+    emulated or rooted system, `adb shell` itself may run a Python, which the profile's `python` names.
+
+    Attributes:
+        serial: As `adb devices` prints it; `host:port` for wireless debugging. None takes the only phone there is, or
+            the one that ANDROID_SERIAL in the environment names.
+        way: "ssh" connects to an SSH server on the phone; "shell" runs everything by `adb shell`.
+        run_as: Of the way "shell": the app to be entered, such as com.termux.
+        port: Of the way "ssh": of the server on the phone. Termux's is 8022.
+        user: As in `SshTransport`. Termux takes any.
+        identity_file: As in `SshTransport`.
+        known_hosts: As in `SshTransport`.
+        directory: As in `SshTransport`; relative to the app's home, or to /data/local/tmp.
+        wheelhouse: As in `SshTransport`.
+        connect_timeout_s: As in `SshTransport`.
+        keep_alive_s: As in `SshTransport`.
+        lock_timeout_s: As in `SshTransport`.
+    """
+
+    kind: Literal["adb"] = "adb"
+    serial: str | None = Field(default=None, pattern=r"^[^-\s][^\t\n]*$")
+    way: Literal["ssh", "shell"] = "ssh"
+    run_as: str | None = Field(default=None, pattern=r"^[A-Za-z]\w*(\.\w+)+$")
+    port: int = Field(default=8022, ge=1, le=65535)
+    user: str | None = Field(default=None, min_length=1, pattern=r"^[^-\s][^\s@]*$")
+    identity_file: str | None = None
+    known_hosts: str | None = None
+    directory: str = Field(default=".edgeship", pattern=r"^[A-Za-z0-9._/-]+$")
+    wheelhouse: str | None = None
+    connect_timeout_s: PositiveFloat = 15.0
+    keep_alive_s: PositiveInt = 15
+    lock_timeout_s: PositiveFloat = 3600.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.run_as is not None and self.way != "shell":
+            raise ValueError(f"run_as is {self.run_as!r}, which needs `way: shell`")
+        return self
+
+
 TransportConfig = Annotated[
-    LocalTransport | FakeTransport | SshTransport | VirtualTransport, Field(discriminator="kind")
+    LocalTransport | FakeTransport | SshTransport | VirtualTransport | AdbTransport, Field(discriminator="kind")
 ]

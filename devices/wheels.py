@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from devices.provision_android import android_hint
+
 Version = tuple[int, ...]
 
 
@@ -78,8 +80,11 @@ def why_no_wheel(text: str, *, architecture: str | None, python: str | None, lib
         text: A requirement such as "onnxruntime>=1.31,<2".
         architecture: As `uname -m` prints it; None where it is not known, as below.
         python: Such as "3.11.2".
-        libc: Such as "glibc 2.36".
+        libc: Such as "glibc 2.36"; "bionic" is Android's.
     """
+    requirement = parse_requirement(text)
+    if libc == "bionic" and requirement is not None:
+        return f"{requirement.name} has no wheel for Android; {android_hint(text)}"
     known = [each for each in WHEELS if satisfies(text, each.package, each.version)]
     if not known:
         return None

@@ -116,7 +116,9 @@ class Courier:
     def _hold(self, params: Params) -> Dict[str, Any]:
         if self._lock_fd is not None:
             return {"held": True}
-        directory = os.environ.get(LOCK_DIRECTORY_VARIABLE, _LOCK_DIRECTORY)
+        directory = os.environ.get(LOCK_DIRECTORY_VARIABLE) or _LOCK_DIRECTORY
+        if not os.path.isdir(directory):  # Android has none, and one user
+            directory = os.path.expanduser("~")
         fd = _open_shared(os.path.join(directory, "edgeship.lock"))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from importlib import metadata, util
 from typing import Any, Dict, List, Optional, Tuple
 
 from . import hardware
+from .interpreter import android_properties
 
 CPU_FEATURES = (
     # x86
@@ -62,9 +63,10 @@ def collect() -> Dict[str, Any]:
     """Everything, JSON values only; what the board does not tell is None."""
     cpuinfo = _read("/proc/cpuinfo")
     libc, libc_version = platform.libc_ver()
+    android = android_properties()
     return {
         "cpu_model": parse_cpu_model(cpuinfo),
-        "board_model": _read("/proc/device-tree/model").rstrip("\0\n") or None,
+        "board_model": _read("/proc/device-tree/model").rstrip("\0\n") or android.get("model"),
         "architecture": platform.machine(),
         "cpu_features": parse_cpu_features(cpuinfo),
         "cores": os.cpu_count(),
@@ -83,8 +85,8 @@ def collect() -> Dict[str, Any]:
         "energy_sensors": hardware.energy_sensors(),
         **_storage_mb(os.path.expanduser("~")),
         "kernel": platform.release(),
-        "os": parse_os_name(_read("/etc/os-release")) or platform.system(),
-        "libc": f"{libc} {libc_version}" if libc else None,
+        "os": parse_os_name(_read("/etc/os-release")) or android.get("os") or platform.system(),
+        "libc": "bionic" if hasattr(sys, "getandroidapilevel") else f"{libc} {libc_version}" if libc else None,
         "python": platform.python_version(),
         "python_executable": sys.executable,
         "python_bits": 8 * struct.calcsize("P"),

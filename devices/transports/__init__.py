@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile
+from devices.transports.adb_device import open_adb
 from devices.transports.base import Agent, Transport
 from devices.transports.fake import FakeDevice
 from devices.transports.local import LocalDevice
@@ -16,6 +17,7 @@ TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
     "fake": FakeDevice,
     "local": LocalDevice,
     "ssh": SshDevice,
+    "adb": open_adb,
     "virtual": open_virtual,
 }
 """By the `kind` of a profile's transport."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devices.errors import AgentCrashedError
 from devices.profile import DeviceProfile
-from devices.transport_config import SshTransport
+from devices.transport_config import AdbTransport, SshTransport
 from devices.transports.process_agent import ProcessAgent
 from devices.transports.ssh_agent import SshAgent, explain_crash, ship_agent
 from devices.transports.ssh_environment import prepare_environment
@@ -23,11 +23,11 @@ class SshDevice:
     ends with the program. While an agent lives, or a file is sent, other users of the board wait.
 
     Args:
-        profile: With an ssh transport.
+        profile: With an ssh transport, or an adb transport whose serial is known.
     """
 
     def __init__(self, profile: DeviceProfile) -> None:
-        if not isinstance(profile.transport, SshTransport):
+        if not isinstance(profile.transport, SshTransport | AdbTransport):
             raise TypeError(f"device '{profile.name}' has the transport '{profile.transport.kind}', expected 'ssh'")
         self._profile = profile
         self._link = shared_link(profile.transport, profile.python or "python3")
@@ -54,5 +54,5 @@ class SshDevice:
             try:
                 agent = ProcessAgent(link.command(remote), env=ssh_environment(), device=self._profile.name)
             except AgentCrashedError as error:
-                raise explain_crash(error, link.place, command) from error
+                raise explain_crash(error, link, command) from error
             return SshAgent(agent, link, command, stack.pop_all())

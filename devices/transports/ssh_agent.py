@@ -53,7 +53,7 @@ class SshAgent:
                 method, params, timeout_s=timeout_s, idle_timeout_s=idle_timeout_s, on_event=on_event
             )
         except AgentCrashedError as error:
-            raise explain_crash(error, self._link.place, self._command) from error
+            raise explain_crash(error, self._link, self._command) from error
         except AgentTimeoutError:
             # The process that shares its connection with the client, which has been ended, tells the board of that
             # end only when it wakes up for something else (seen with OpenSSH 9.2).
@@ -70,11 +70,11 @@ class SshAgent:
             self._agent.__exit__()
 
 
-def explain_crash(error: AgentCrashedError, place: str, command: str) -> AgentCrashedError | ConnectionFailedError:
+def explain_crash(error: AgentCrashedError, link: SshLink, command: str) -> AgentCrashedError | ConnectionFailedError:
     """The same with the host, and with what the exit status of the client says of the agent (see `board.launch`)."""
-    status = error.__cause__.returncode if isinstance(error.__cause__, PeerDiedError) else 0
+    place, status = link.place, error.__cause__.returncode if isinstance(error.__cause__, PeerDiedError) else 1
     details = f"command: {command} on {place}\nexit status: {status}\n{error.details}"
-    if status == 255:
+    if status == link.lost_status:
         return ConnectionFailedError(
             f"the connection to {place} broke: {error.message}; was the board switched off or restarted?",
             details=details,

@@ -29,7 +29,7 @@ LOADER = (
 )
 """Runs `devices/board/bootstrap.py`, whose source comes with the first request. Python 3.4 too can read it."""
 
-_LOST_STATUS = 255
+LOST_STATUS = 255
 _SHELL_ENDINGS = {126: "can't be run", 127: "does not exist"}
 
 
@@ -153,7 +153,7 @@ def explain_end(transport: SshTransport, python: str, status: int, output: str) 
             "(on Debian: apt install python3) or name it as `python` in the device's profile",
             details=details,
         )
-    if status == _LOST_STATUS:
+    if status == LOST_STATUS:
         return _explain_failure(place, output, details)
     if status < 0:
         return ConnectionFailedError(f"the SSH client for {place} {describe_end(status)}", details=details)

@@ -9,7 +9,7 @@ from pathlib import Path
 from devices.profile import DeviceProfile
 from devices.provision import cache_directory, find_wheels
 from devices.provision_tags import BoardPython
-from devices.transport_config import SshTransport
+from devices.transports.client import Remote
 from devices.transports.ssh_agent import unpack
 from devices.transports.ssh_files import file_digest
 from devices.transports.ssh_link import SshLink
@@ -37,7 +37,7 @@ def prepare_environment(link: SshLink, profile: DeviceProfile) -> str:
     return str(link.memory[remembered])
 
 
-def _prepare(link: SshLink, requirements: list[str], transport: SshTransport) -> str:
+def _prepare(link: SshLink, requirements: list[str], transport: Remote) -> str:
     wheels = find_wheels(
         BoardPython.from_facts(link.board),
         requirements,

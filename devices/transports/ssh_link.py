@@ -33,8 +33,8 @@ from devices.errors import (
     TransferFailedError,
 )
 from devices.peer import JsonLinesProcess, PeerDiedError, PeerError, PeerReplyError, PeerTimeoutError
-from devices.transport_config import SshTransport
-from devices.transports.ssh_client import LOADER, SshClient, describe, explain_end
+from devices.transports.client import Client, Remote, connect_seconds, describe, explain_end, lost_status, make_client
+from devices.transports.ssh_client import LOADER
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ _REPLY_ERRORS: dict[str, type[DeviceError]] = {
 class _Session:
     """What lasts as long as one connection."""
 
-    client: SshClient
+    client: Client
     process: JsonLinesProcess
     board: dict[str, Any]
     stop: threading.Event = field(default_factory=threading.Event)
@@ -74,8 +74,9 @@ class SshLink:
         python: The interpreter there.
     """
 
-    def __init__(self, transport: SshTransport, python: str) -> None:
+    def __init__(self, transport: Remote, python: str) -> None:
         self.transport, self.python, self.place = transport, python, describe(transport)
+        self.lost_status = lost_status(transport)
         self._session: _Session | None = None
         self._mutex = threading.RLock()
         self._hold_mutex = threading.RLock()
@@ -200,7 +201,7 @@ class SshLink:
         directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_directory()))
         process = None
         try:
-            client = SshClient(self.transport, directory)
+            client = make_client(self.transport, directory)
             client.prepare()
             arguments = client.command([self.python, "-I", "-c", LOADER], master=True)
             process = JsonLinesProcess(arguments, env=ssh_environment(), name=f"ssh to {self.place}")
@@ -209,8 +210,7 @@ class SshLink:
                 "directory": self.transport.directory,
                 "silence_s": 4 * self.transport.keep_alive_s + 30,
             }
-            connect_s = self.transport.connect_timeout_s * (1 + len(self.transport.jump))
-            board = process.request("start", params, timeout_s=_START_TIMEOUT_S + connect_s)
+            board = process.request("start", params, timeout_s=_START_TIMEOUT_S + connect_seconds(self.transport))
         except BaseException as error:
             if process is not None:
                 process.close()
@@ -259,11 +259,11 @@ class SshLink:
         return kind(f"{self.place} refuses '{error.method}': {message}", details=details)
 
 
-_links: dict[tuple[int, SshTransport, str], SshLink] = {}
+_links: dict[tuple[int, Remote, str], SshLink] = {}
 _links_mutex = threading.Lock()
 
 
-def shared_link(transport: SshTransport, python: str) -> SshLink:
+def shared_link(transport: Remote, python: str) -> SshLink:
     """The one link of this process to a board; it lasts until `close_links`, at the latest to the program's end."""
     with _links_mutex:
         if not _links:

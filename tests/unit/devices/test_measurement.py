@@ -292,6 +292,6 @@ def test_the_agent_ignores_modules_of_the_working_directory(tmp_path: Path, monk
 
 
 def test_tables_are_complete() -> None:
-    assert set(TRANSPORTS) == {"fake", "local", "ssh", "virtual"}
+    assert set(TRANSPORTS) == {"adb", "fake", "local", "ssh", "virtual"}
     assert issubclass(board_errors.ModelRejected, board_errors.AgentError)
     assert {error.exit_code for error in ERRORS.values()} == {2, 3}
