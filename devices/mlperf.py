@@ -99,7 +99,7 @@ class MlperfRun(_Frozen):
         mean_ns: The average.
         max_ns: The longest.
         percentiles_ns: By the percentile's text.
-        logs: LoadGen's, relative to the file of results.
+        logs: The directory of LoadGen's logs; None where the agent did its work.
     """
 
     scenario: Scenario
@@ -119,6 +119,32 @@ class MlperfRun(_Frozen):
     max_ns: int
     percentiles_ns: dict[str, int]
     logs: str | None = None
+
+    @property
+    def p90_ms(self) -> float | None:
+        """The single stream's result: early stopping's estimate of the 90th percentile; None where there is none."""
+        estimate = self.early_stopping[0].estimate_ns if self.early_stopping else None
+        return None if estimate is None else estimate / 1e6
+
+
+class AccuracyRule(_Frozen):
+    """Whether a model is as accurate as the rules ask for, on samples that it was evaluated on before.
+
+    Attributes:
+        accuracy: The model's.
+        reference_accuracy: The float model's.
+        share: The one to the other.
+        holds: Whether that is 99 % at least.
+        subset: The digest of the samples.
+        count: Of them.
+    """
+
+    accuracy: float
+    reference_accuracy: float
+    share: float
+    holds: bool
+    subset: str
+    count: int
 
 
 class MlperfCase(_Frozen):

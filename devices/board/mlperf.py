@@ -3,7 +3,7 @@
 Early stopping (MLPerf Inference, "Early Stopping Criterion"): of n queries, so many of the longest are discarded that
 the longest of the rest is still an upper bound of the percentile with a confidence of 99 %. If a query were longer than
 the bound with the probability 1 - percentile, it would be unlikely (1 %) that t of n or fewer are. That sum of binomial
-probabilities is the regularized incomplete beta function of LoadGen's own implementation; a test holds the two together.
+probabilities is the regularized incomplete beta function of LoadGen's own code; a test holds the two together.
 """
 
 from __future__ import annotations
