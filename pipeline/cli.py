@@ -611,8 +611,12 @@ def _converted_cells(row: dict[str, Any]) -> tuple[str, ...]:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", "source", required=True, help="`digits`, a folder, a .tar(.gz|.xz), or .npz.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option("--samples", "count", type=click.IntRange(1), help="So many of the split, always the same.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Compare with this model's answers on this machine, "
+              "such as the float one's; default on a board: the same file.")  # fmt: skip
 @_DEVICE
 @_describes_model
+@_RESULTS
 @_STORE
 @_SHARED_STORE
 @_JSON
@@ -620,45 +624,39 @@ def evaluate(
     model: Path,
     source: str,
     split: str,
+    count: int | None,
+    reference: Path | None,
     device_name: str,
     described: dict[str, Any],
+    results: Path,
     store: Path,
     shared_store: str | None,
     as_json: bool,
 ) -> None:
     """Measure how well MODEL does its task on a data set: accuracy and calibration, or --metric."""
     from devices.profile import load_profile
+    from pipeline import measuring, measuring_text
     from pipeline.adhoc import evaluate_model
-    from pipeline.calibration.report import with_interval
     from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
     profile = load_profile(device_name)
     with _progress() as progress:
-        result = evaluate_model(
+        found = evaluate_model(
             model,
             source,
             profile,
             split=split,
             description=description_of(**described),
             store=open_store(store, shared_store),
+            reference=reference,
+            count=count,
             tell=progress.show,
         )
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    low, high = result["accuracy_interval"]
-    if result["metric"] != "top1":
-        click.echo(
-            f"{result['metric']} {result['accuracy']:.6g} on {result['images']} {split} samples "
-            f"(95 % interval {low:.6g} to {high:.6g})"
-        )
-        return
-    click.echo(
-        f"{result['correct']} of {result['images']} {split} images correct: {100 * result['accuracy']:.2f} % "
-        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {with_interval(result)} %, "
-        f"negative log-likelihood {result['nll']:.4f}, Brier score {result['brier']:.4f}"
-    )
+    unwritten = measuring.try_append(results, found.record)
+    _print_lines(measuring_text.evaluation_lines(found.values), found.values, as_json=as_json)
+    if unwritten is not None:
+        raise unwritten
 
 
 @command(main, "inspect")

@@ -123,6 +123,15 @@ def try_record(path: Path, result: BenchmarkResult) -> ResultsError | None:
     return None
 
 
+def try_append(path: Path, line: ResultRecord | None) -> ResultsError | None:
+    """Adds one line, where there is one, as `try_record` does."""
+    try:
+        append_results(path, [] if line is None else [line])
+    except ResultsError as error:
+        return error
+    return None
+
+
 def record_stages(path: Path, recipe: str, files: Sequence[Path]) -> None:
     """Adds what benchmark stages of a recipe have measured; the cases are called `<recipe>/<target>/<precision>`.
 
@@ -236,6 +245,7 @@ __all__ = [
     "read",
     "record",
     "record_stages",
+    "try_append",
     "try_record",
     "try_record_work",
     "with_image",

@@ -11,6 +11,7 @@ from devices.measurement import BenchmarkResult
 from devices.records import CaseResult
 from devices.results import ResultRecord
 from devices.sustained import SustainedResult
+from pipeline.calibration.report import with_interval
 
 WIDTH = 100
 _HEADINGS = ("p50 ms", "+-", *(f"{name.replace('_', '.')} ms" for name in list(PERCENTILES)[1:]))
@@ -206,6 +207,36 @@ def accuracy_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         lines += wrapped(f"{row['verdict']:10}  {row['case']} beside {base}: {numbers}", " " * 12, first="")
     return lines
+
+
+def evaluation_lines(found: Mapping[str, Any]) -> list[str]:
+    """What is known of a model on a set of samples."""
+    low, high = found["accuracy_interval"]
+    if found["metric"] == "top1":
+        head = (
+            f"{found['correct']} of {found['images']} {found['split']} images correct: {100 * found['accuracy']:.2f} % "
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {with_interval(found)} %, "
+            f"negative log-likelihood {found['nll']:.4f}, Brier score {found['brier']:.4f}"
+        )
+    else:
+        head = (
+            f"{found['metric']} {found['accuracy']:.6g} on {found['images']} {found['split']} samples "
+            f"(95 % interval {low:.6g} to {high:.6g})"
+        )
+    if "subset" not in found:
+        return [head]
+    lines = [head, f"on {found['device']} in {found['seconds']:.1f} s; samples {found['subset'][:12]}"]
+    parity, reference = found["parity"], found["reference"]
+    if parity is None or reference is None:
+        return [*lines, *wrapped(f"no parity: {found['parity_reason']}", "  ", first="")]
+    ratio = "equal to the bit" if parity["snr_db"] is None else f"{parity['snr_db']:.1f} dB signal to noise"
+    agreement = parity["top1_agreement"]
+    classes = "" if agreement is None else f", the same class for {agreement:.2%}"
+    text = f"beside {reference['path']} ({reference['precision']}) on this machine: {ratio}, largest difference "
+    text += f"{parity['max_logit_difference']:.1e} of the range{classes}"
+    if found["accuracy_share"] is not None:
+        text += f"; {found['accuracy_share']:.2%} of its accuracy"
+    return lines + wrapped(text, "  ", first="")
 
 
 def _columns(first: str, cells: Sequence[str], widths: Sequence[int] = _CASE) -> str:
