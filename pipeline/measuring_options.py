@@ -110,7 +110,8 @@ def _check_rules(asked: Mapping[str, Any]) -> None:
     """Refuses what a measurement by the rules does not have."""
     if asked["rules"] is None:
         return
-    refused = [option for name, option in _NOT_BY_RULES.items() if asked.get(name) not in {None, False}]
+    given = {name for name in _NOT_BY_RULES if asked.get(name) is not None and asked.get(name) is not False}
+    refused = [option for name, option in _NOT_BY_RULES.items() if name in given]
     if refused:
         raise InputError(
             f"--rules {asked['rules']} measures by its own rules, without {', '.join(refused)}. Leave that out; "

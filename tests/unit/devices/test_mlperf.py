@@ -110,7 +110,7 @@ def test_offline_is_one_query_of_many_samples() -> None:
 
     class Fast(Clock):
         def infer(self, index: int) -> None:
-            self.now_ns += 1_000_000
+            self.now_ns += 1_000_000 + 0 * index
 
     short, _ = run(Fast(), "offline", seconds=2.0, count=100)
     assert short["reasons"] == ["it took 1.1 s, less than the minimum duration"]

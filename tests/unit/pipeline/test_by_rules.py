@@ -49,7 +49,9 @@ def test_options_of_the_rules() -> None:
 
 
 def test_the_rules_and_accuracies_on_the_command_line(finished: Any) -> None:
-    models = {path.parent.name.split("-")[-1]: str(path) for path in (finished.runs / "tiny").rglob("model.fake")}
+    models = {
+        path.parent.name.split("-")[-1]: str(path) for path in (finished.runs / "tiny").glob("*/export-*/model.fake")
+    }
     int8, reference = models["int8"], models["float32"]
     before = len(read_results(finished.runs / "results.jsonl").records)
     plain = finished.edgeship("bench", int8, *SHORT)
