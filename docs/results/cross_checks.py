@@ -261,7 +261,8 @@ def table(result: dict[str, Any]) -> list[str]:
     lines = [
         "# Our latencies beside others'",
         "",
-        f"Written by `cross_checks.py` on {result['time'][:10]}, {result['cpu']}, one thread, {result['rounds']} rounds.",
+        f"Written by `cross_checks.py` on {result['time'][:10]}, {result['cpu']}, one thread,",
+        f"{result['rounds']} rounds.",
         f"Other programs used up to {busy:.0%} of the cores"
         + (": measure again on a quiet machine." if busy > BUSY_SHARE else "."),
         "",
