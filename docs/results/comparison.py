@@ -12,8 +12,8 @@ time in the mean; with `steady` it always works; with `none` there is none. What
 rows as the share of the cores that was busy before.
 
 Every trial is a line of `runs/results/comparison.jsonl` as soon as it ends, and carries the digest of the code that
-measures and of its options. Started again, the script goes on until there are as many trials of a kind, load and code as asked for. Trials
-of other code stay in the file and are not counted.
+measures and of its options. Started again, the script goes on until there are as many trials of a kind, load and code
+as asked for. Trials of other code stay in the file and are not counted.
 """
 
 from __future__ import annotations
