@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devices.mlperf import MlperfSettings, measure_by_rules
 from devices.profile import DeviceProfile
 from devices.quality import Quality, accuracy_change
+from devices.records import BenchmarkSettings, Case
 from devices.results import append_results, compare_quality, read_results
 from devices.results_csv import to_csv
 from devices.transport_config import SshTransport
@@ -126,7 +128,8 @@ def test_samples_are_sent_once_and_results_are_kept(server: SshServer, sent: lis
         evaluate(model, count=1000)
 
     path = tmp_path / "results.jsonl"
-    append_results(path, [first.record, again.record, whole.record])
+    found = [each.record.model_copy(update={"commit": None, "dirty": None}) for each in (first, again, whole)]
+    append_results(path, found)
     records = read_results(path).records
     ((newest, base, change),) = compare_quality(records[:2])
     assert (newest.time > base.time, change.verdict, change.difference) == (True, "the same", 0.0)
@@ -136,6 +139,23 @@ def test_samples_are_sent_once_and_results_are_kept(server: SshServer, sent: lis
     assert float(rows[0]["accuracy"]) == quality.accuracy
     assert rows[0]["kind"] == "quality"
     assert float(rows[0]["parity_max_difference"]) == quality.parity.max_logit_difference
+
+
+def test_the_rules_of_mlperf_on_a_board(server: SshServer, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(SIDE * SIDE * 3, CLASSES))
+    case = Case(id="m", runtime="fake", path=str(write_model(tmp_path / "m.fake", weights)))
+    heard: list[dict[str, Any]] = []
+    found = measure_by_rules(
+        board(server), [case], MlperfSettings(min_duration_s=1.2, min_count=100), BenchmarkSettings(warm_up_time_s=0),
+        log_dir=tmp_path / "logs", tell=heard.append,
+    )  # fmt: skip
+    assert [(run.scenario, run.generator) for run in found.cases[0].runs] == [
+        ("single_stream", "edgeship"), ("offline", "edgeship")
+    ]  # fmt: skip
+    assert found.cases[0].runs[0].valid
+    assert found.cases[0].runs[0].duration_s >= 1.2
+    assert found.latency_label == "simulated"
+    assert [event for event in heard if event.get("queries")], "the agent tells of its progress"
 
 
 def test_the_verdict_on_two_accuracies() -> None:
