@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 
 from devices import loadgen
 from devices.errors import DeviceError
+from devices.latency import percentile
 from devices.monitor import governor, warnings_before
 from devices.profile import DeviceProfile, LatencyLabel
 from devices.records import BenchmarkSettings, Case, CaseError, CaseResult
@@ -60,6 +61,8 @@ class MlperfSettings(_Frozen):
         return tuple(found)
 
 
+_TRIED_S = 1.0
+"""How long inferences are tried, to tell how many are needed."""
 _COUNTED: dict[Scenario, str] = {"single_stream": "queries", "offline": "samples"}
 
 
@@ -278,16 +281,18 @@ class _CaseRun:
             self._loaded = self._loaded or loaded
             warm_up = agent.request(
                 "warm_up",
-                {"min_count": how.warm_up_count, "min_time_s": max(1.0, how.warm_up_time_s)},
+                {"min_count": how.warm_up_count, "min_time_s": how.warm_up_time_s},
                 timeout_s=how.warm_up_time_s + how.inference_timeout_s,
             )
+            tried = agent.request("measure", {"time_s": _TRIED_S}, timeout_s=_TRIED_S + how.inference_timeout_s)
             self._warm_up_count = self._warm_up_count or warm_up["count"]
             duration_s = MIN_DURATION_S if settings.min_duration_s is None else settings.min_duration_s
             params = {
                 "scenario": scenario,
                 "min_duration_s": duration_s,
                 "min_query_count": settings.min_count or MIN_COUNT[scenario],
-                "expected_latency_ns": max(1.0, warm_up["seconds"] * 1e9 / warm_up["count"]),
+                # Short ones are expected: a run with too few samples for its duration is not valid.
+                "expected_latency_ns": max(1.0, percentile(tried["latencies_ns"], 10)),
                 **({} if self._reason else {"out_dir": str(log_dir.absolute())}),
             }
             found = agent.request(

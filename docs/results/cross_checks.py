@@ -51,7 +51,7 @@ TARGETS = ("litert", "onnxruntime", "openvino")
 LIMITS = {"benchmark_app": 0.05, "bare loop": 0.03, "same bench again": 0.03}
 SECONDS = 1.0
 """Of inferences of each file in a run of the bench, and of benchmark_app."""
-BLOCKS = 16
+BLOCKS = 12
 BLOCK_S = 0.05
 SETTLE = 3
 WARM_UP_S = 0.3
@@ -177,9 +177,10 @@ def bench(profile: DeviceProfile, files: dict[str, Path]) -> dict[str, float]:
 def beside_bare_loop(profile: DeviceProfile, name: str, path: Path, draw: random.Random) -> tuple[float, float]:
     """Medians in milliseconds of our agent and of a bare loop, which take turns; both processes are new."""
     transport = open_transport(profile)
-    with transport.start_agent() as agent, bare_loop(path) as bare:
+    with bare_loop(path) as bare, transport.start_agent() as agent:  # the one starts while the other does
         load(profile, transport, agent, case_of(name, path), timeout_s=60)
         agent.request("warm_up", {"min_count": 10, "min_time_s": WARM_UP_S}, timeout_s=60)
+        bare.request("measure", {"time_s": WARM_UP_S, "settle_count": 0}, timeout_s=60)
         blocks: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(BLOCKS):
             for who in draw.sample(("ours", "theirs"), 2):
@@ -197,11 +198,9 @@ def block(process: Agent | JsonLinesProcess) -> float:
 
 
 def bare_loop(path: Path) -> JsonLinesProcess:
-    """A process with a runtime and the shortest loop around it, warmed up."""
+    """A process with a runtime and the shortest loop around it."""
     env = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    process = JsonLinesProcess([sys.executable, str(HERE / "bare_loop.py"), str(path)], env=env, name="the bare loop")
-    process.request("measure", {"time_s": WARM_UP_S, "settle_count": 0}, timeout_s=60)
-    return process
+    return JsonLinesProcess([sys.executable, str(HERE / "bare_loop.py"), str(path)], env=env, name="the bare loop")
 
 
 def twice(profile: DeviceProfile, files: dict[str, Path], rounds: int) -> dict[str, list[tuple[float, float]]]:
