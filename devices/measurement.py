@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from devices.comparison import LEAST_SESSIONS, Comparison, compare, session_ratio
 from devices.errors import DeviceError
 from devices.latency import relative_half_width
 from devices.monitor import Monitor, governor, warnings_after, warnings_before
-from devices.profile import DeviceProfile
+from devices.profile import DeviceProfile, LatencyLabel
 from devices.records import (
     BenchmarkResult,
     BenchmarkSettings,
@@ -248,6 +248,31 @@ def predict(
     return Prediction(sha256=loaded["sha256"], model=loaded["model"], outputs=tuple(outputs), **answer)
 
 
+class KnownDevice(NamedTuple):
+    """A device and its facts.
+
+    Attributes:
+        device: The profile's name.
+        latency_label: measured, simulated or predicted.
+        facts: See `devices.board.facts.collect`.
+    """
+
+    device: str
+    latency_label: LatencyLabel
+    facts: dict[str, Any]
+
+
+def know_device(profile: DeviceProfile) -> KnownDevice:
+    """Asks a device for its facts.
+
+    Raises:
+        DeviceError: It can't be used.
+    """
+    with open_transport(profile).start_agent() as agent:
+        facts: dict[str, Any] = agent.request("facts", timeout_s=TIMEOUT_S)
+    return KnownDevice(profile.name, profile.latency_label, facts)
+
+
 def describe_model(profile: DeviceProfile, case: Case) -> dict[str, Any]:
     """Loads a model on the device and tells what it is.
 
@@ -286,6 +311,7 @@ __all__ = [
     "CaseError",
     "CaseResult",
     "ImageInput",
+    "KnownDevice",
     "OutputFile",
     "Prediction",
     "SampleFile",
@@ -293,6 +319,7 @@ __all__ = [
     "benchmark",
     "benchmark_and_compare",
     "describe_model",
+    "know_device",
     "predict",
     "profile_case",
 ]

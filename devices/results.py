@@ -6,29 +6,30 @@ between leaves a torn last line at most: readers pass over it, and the next writ
 
 from __future__ import annotations
 
-import csv
 import datetime
 import fcntl
 import hashlib
-import io
 import json
 import os
 import platform
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from devices.comparison import Comparison, compare_recorded
 from devices.errors import ResultsError
+from devices.mlperf import AccuracyRule, MlperfResult, MlperfRun
 from devices.monitor import BUSY_SHARE
 from devices.profile import LatencyLabel
+from devices.quality import AccuracyChange, Quality, accuracy_change
 from devices.records import BenchmarkResult, BenchmarkSettings, CaseResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added `mlperf`, `accuracy_rule` and `quality`; lines of 1 are read as before."""
 
 _MACHINE_FACTS = ("board_model", "cpu_model", "architecture", "cpu_features", "cores", "memory_mb")
 """What stays as it is while a machine stays the same."""
@@ -36,6 +37,7 @@ _RUN_TO_RUN = 0.03
 """Two runs of one file on a quiet machine are within this (the issue's own limit; MLPerf Mobile allows 5 %)."""
 _BUSY_RUN_TO_RUN = 0.10
 """A judgement: the shortest inference of one file moved by 6 % within minutes beside other programs."""
+_NO_INTERVAL = "one run by MLPerf's rules gives no interval; edgeship bench --compare gives one"
 _TAIL_BYTES = 1 << 16
 
 
@@ -58,6 +60,9 @@ class ResultRecord(BaseModel):
         warnings: Of the run.
         case: The result.
         comparison: With the run's first case, where that was asked.
+        mlperf: Of a measurement by MLPerf's rules, its scenarios; the case then has no latencies of its own.
+        accuracy_rule: Whether the file is as accurate as these rules ask for, where that is known.
+        quality: Of a set of samples on the device; the case then has no latencies either.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,11 +82,20 @@ class ResultRecord(BaseModel):
     warnings: tuple[str, ...] = ()
     case: CaseResult
     comparison: Comparison | None = None
+    mlperf: tuple[MlperfRun, ...] = ()
+    accuracy_rule: AccuracyRule | None = None
+    quality: Quality | None = None
+
+    @property
+    def kind(self) -> str:
+        """What was measured: latency, mlperf or quality."""
+        return "quality" if self.quality is not None else "mlperf" if self.mlperf else "latency"
 
     def group(self) -> tuple[Any, ...]:
         """What two results must have in common to be compared."""
-        case = self.case
-        return self.machine, self.device, case.id, case.runtime, case.num_threads, case.cores, bool(case.minutes)
+        case, samples = self.case, None if self.quality is None else (self.quality.subset, self.quality.metric)
+        shared = self.machine, self.device, case.id, case.runtime, case.num_threads, case.cores, bool(case.minutes)
+        return *shared, self.kind, samples, tuple(run.deviations for run in self.mlperf)
 
 
 class Results(NamedTuple):
@@ -115,38 +129,91 @@ def records_of(
         dirty: See `ResultRecord`.
         now: When; None is the time now.
     """
-    time = now or datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    machine, run = machine_of(result.facts), uuid.uuid4().hex
+    run = _Run(result, commit, dirty, now)
     comparisons = {each.case: each for each in result.comparisons}
-    records = []
-    for case in result.cases:
-        if case.error is not None or case.model is None:
-            continue
+    return [
+        run.record(case, settings=result.settings, warnings=result.warnings, comparison=comparisons.get(case.id))
+        for case in result.cases
+        if case.error is None and case.model is not None
+    ]
+
+
+def records_by_rules(
+    result: MlperfResult,
+    rules: Mapping[str, AccuracyRule],
+    *,
+    commit: str | None = None,
+    dirty: bool | None = None,
+    now: str | None = None,
+) -> list[ResultRecord]:
+    """The lines of a measurement by MLPerf's rules; `rules` are known by the ids of their cases."""
+    run = _Run(result, commit, dirty, now)
+    return [
+        run.record(
+            each.case, settings=result.measured_with, warnings=result.warnings, mlperf=each.runs,
+            accuracy_rule=rules.get(each.case.id),
+        )
+        for each in result.cases
+        if each.runs
+    ]  # fmt: skip
+
+
+def record_of_quality(
+    where: Device, case: CaseResult, quality: Quality, *, commit: str | None = None, dirty: bool | None = None,
+    now: str | None = None,
+) -> ResultRecord:  # fmt: skip
+    """The line of a set of samples on a device."""
+    return _Run(where, commit, dirty, now).record(case, settings=BenchmarkSettings(), quality=quality)
+
+
+class Device(Protocol):
+    """Where something was measured: results, and `devices.measurement.KnownDevice`."""
+
+    @property
+    def device(self) -> str:
+        """The profile's name."""
+
+    @property
+    def latency_label(self) -> LatencyLabel:
+        """See `ResultRecord`."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `ResultRecord`."""
+
+
+class _Run:
+    """What all lines of one run have in common."""
+
+    def __init__(self, where: Device, commit: str | None, dirty: bool | None, now: str | None) -> None:
+        self._where, self._commit, self._dirty, self._run = where, commit, dirty, uuid.uuid4().hex
+        self._time = now or datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+    def record(self, case: CaseResult, *, settings: BenchmarkSettings, **more: Any) -> ResultRecord:
+        """One line; `more` are further fields of it."""
+        where, model = self._where, case.model or {}
+        machine = machine_of(where.facts)
         tools = {
             "edgeship": _own_version(),
-            "python": str(result.facts.get("python") or platform.python_version()),
-            str(case.model.get("package") or case.runtime): str(case.model["version"]),
+            "python": str(where.facts.get("python") or platform.python_version()),
+            str(model.get("package") or case.runtime): str(model["version"]),
         }
-        keyed = [[file["sha256"] for file in case.files] or case.sha256, machine, tools, time, case.num_threads]
-        records.append(
-            ResultRecord(
-                key=hashlib.sha256(json.dumps(keyed, sort_keys=True).encode()).hexdigest(),
-                run=run,
-                time=time,
-                commit=commit,
-                dirty=dirty,
-                device=result.device,
-                latency_label=result.latency_label,
-                machine=machine,
-                facts=result.facts,
-                tools=tools,
-                settings=result.settings,
-                warnings=result.warnings,
-                case=case,
-                comparison=comparisons.get(case.id),
-            )
+        keyed = [[file["sha256"] for file in case.files] or case.sha256, machine, tools, self._time, case.num_threads]
+        return ResultRecord(
+            key=hashlib.sha256(json.dumps(keyed, sort_keys=True).encode()).hexdigest(),
+            run=self._run,
+            time=self._time,
+            commit=self._commit,
+            dirty=self._dirty,
+            device=where.device,
+            latency_label=where.latency_label,
+            machine=machine,
+            facts=where.facts,
+            tools=tools,
+            settings=settings,
+            case=case,
+            **more,
         )
-    return records
 
 
 def append_results(path: Path, records: Sequence[ResultRecord]) -> None:
@@ -222,8 +289,25 @@ def compare_results(
     Returns:
         The newest, the older one, and the verdict on the newest, for each case that has both. Where the device was
         busy at one of the two times, their 5th percentiles are compared instead of their medians, and 10 % are allowed
-        for the difference of two runs instead of 3 %.
+        for the difference of two runs instead of 3 %. Lines of `quality` are left out, see `compare_quality`.
     """
+    pairs = _pairs([record for record in records if record.kind != "quality"], base_commit)
+    return [(newest, base, _verdict(newest, base)) for newest, base in pairs]
+
+
+def compare_quality(
+    records: Sequence[ResultRecord], *, base_commit: str | None = None
+) -> list[tuple[ResultRecord, ResultRecord, AccuracyChange]]:
+    """The same of accuracies on the same samples."""
+    pairs = _pairs([record for record in records if record.kind == "quality"], base_commit)
+    return [
+        (newest, base, accuracy_change(newest.quality, base.quality))
+        for newest, base in pairs
+        if newest.quality is not None and base.quality is not None
+    ]
+
+
+def _pairs(records: Sequence[ResultRecord], base_commit: str | None) -> list[tuple[ResultRecord, ResultRecord]]:
     groups: dict[tuple[Any, ...], list[ResultRecord]] = {}
     for record in records:
         groups.setdefault(record.group(), []).append(record)
@@ -232,50 +316,8 @@ def compare_results(
         newest = group[-1]
         base = next((record for record in reversed(group[:-1]) if _is_base(record, newest, base_commit)), None)
         if base is not None:
-            found.append((newest, base, _verdict(newest, base)))
+            found.append((newest, base))
     return found
-
-
-def to_csv(records: Iterable[ResultRecord]) -> str:
-    """The results as a table, one line a result, units in the column names."""
-    rows = [_flat(record) for record in records]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-_PLACES = ("p50", "p90", "p95", "p99", "p99_9")
-_COLUMNS = (
-    *("time", "device", "latency_label", "machine", "cpu_model", "case", "runtime", "runtime_version", "num_threads"),
-    *("cores", "sha256", "size_bytes", "count", "sessions", *(f"{name}_ms" for name in _PLACES)),
-    *("p50_low_ms", "p50_high_ms", "throughput_per_s", "load_ms", "first_inference_ms", "end_to_end_p50_ms"),
-    *("peak_memory_mb", "runtime_memory_mb", "energy_mj", "stopped_by", "ratio", "verdict", "commit", "dirty", "key"),
-)
-
-
-def _flat(record: ResultRecord) -> dict[str, Any]:
-    case, latency, whole = record.case, record.case.latency_ms, record.case.end_to_end
-    same = ("runtime", "num_threads", "sha256", "size_bytes", "throughput_per_s", "load_ms", "first_inference_ms",
-            "peak_memory_mb", "runtime_memory_mb", "energy_mj", "stopped_by")  # fmt: skip
-    return {
-        **{name: getattr(record, name) for name in ("time", "device", "latency_label", "machine", "commit", "dirty",
-                                                    "key")},
-        **{name: getattr(case, name) for name in same},
-        "cpu_model": record.facts.get("cpu_model"),
-        "case": case.id,
-        "runtime_version": (case.model or {}).get("version"),
-        "cores": None if case.cores is None else " ".join(map(str, case.cores)),
-        "count": latency and latency.count,
-        "sessions": len(case.session_p50_ms),
-        **{f"{name}_ms": getattr(latency, name, None) for name in _PLACES},
-        "p50_low_ms": latency and latency.p50_interval[0],
-        "p50_high_ms": latency and latency.p50_interval[1],
-        "end_to_end_p50_ms": whole and whole.latency_ms.p50,
-        "ratio": record.comparison and record.comparison.ratio,
-        "verdict": record.comparison and record.comparison.verdict,
-    }  # fmt: skip
 
 
 def _is_base(record: ResultRecord, newest: ResultRecord, base_commit: str | None) -> bool:
@@ -293,8 +335,18 @@ def _verdict(newest: ResultRecord, base: ResultRecord) -> Comparison:
     name = "session_p5_ms" if busy else "session_p50_ms"
     new, old = (getattr(record.case, name) or _median_of(record.case) for record in (newest, base))
     label = (base.commit or base.time)[:12]
+    if newest.kind == "mlperf":
+        found = compare_recorded(newest.case.id, f"{base.case.id} at {label}", _estimate(newest), _estimate(base),
+                                 allowance=_RUN_TO_RUN)  # fmt: skip
+        return found.model_copy(update={"reason": _NO_INTERVAL})
     allowance = _BUSY_RUN_TO_RUN if busy else _RUN_TO_RUN
     return compare_recorded(newest.case.id, f"{base.case.id} at {label}", new, old, allowance=allowance)
+
+
+def _estimate(record: ResultRecord) -> tuple[float, ...]:
+    """The single stream's 90th percentile, or where there is none, the time of a sample, in milliseconds."""
+    run = record.mlperf[0]
+    return (run.p90_ms or 1000 / run.samples_per_s,)
 
 
 def _median_of(case: CaseResult) -> tuple[float, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,21 +12,19 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from devices.board.confidence import ConfidenceMap, read_confidence_map
 from devices.measurement import Case
 from devices.profile import DeviceProfile
-from pipeline.answers import answers_on
 from pipeline.artifacts import ArtifactStore
 from pipeline.errors import CorruptArtifactError, InputError, StageError
+from pipeline.evaluation import Asked, Evaluation, ModelFile, case_of, evaluate_file
 from pipeline.gates import parity_rows
 from pipeline.imports.checks import check_image_input
 from pipeline.imports.description import ModelDescription
-from pipeline.judgement import completed, judge
 from pipeline.making import make_artifact
 from pipeline.manifest import MANIFEST, Artifact, read_manifest
 from pipeline.recipe import Recipe
 from pipeline.runner import RunResult, run_recipe
-from pipeline.samples import SampleSet, split_samples
+from pipeline.samples import split_samples
 from pipeline.signature import Signature, image_signature, read_signature
 from pipeline.sources import DataConfig, RecipeData
 from pipeline.sources.samples import ArraysConfig
@@ -36,7 +33,7 @@ from pipeline.stages.data import DataStage
 from pipeline.stages.import_model import ImportStage
 from pipeline.stages.reference_model import ReferenceStage
 from pipeline.stages.samples import SamplesStage
-from pipeline.targets import TARGETS, inspect_model, target_of
+from pipeline.targets import TARGETS, inspect_model
 from pipeline.targets.base import model_files
 
 _SUFFIXES = frozenset(target.suffix for target in TARGETS.values())
@@ -149,8 +146,10 @@ def evaluate_model(
     split: str,
     description: ModelDescription,
     store: ArtifactStore,
+    reference: Path | None = None,
+    count: int | None = None,
     tell: Tell,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measures how well a model does its task on a split of a data set, on a device.
 
     A model that lies in an artifact is evaluated on the very split of the run that made it, where that run used
@@ -163,6 +162,8 @@ def evaluate_model(
         split: train, validation or test.
         description: What the command line says about the model.
         store: Where the prepared data set is kept.
+        reference: A model file whose answers on this machine are compared with; see `evaluate_file`.
+        count: So many samples of the split; None takes all.
         tell: Takes progress events.
 
     Raises:
@@ -179,18 +180,35 @@ def evaluate_model(
     if size is not None:
         signature = check_image_input(signature, size)
         _check_classes(path, signature, data, source)
-    found: dict[str, Any]
     if signature.source == "saved_model":
+        if reference is not None or count is not None:
+            raise InputError(f"{path} runs in TensorFlow, without --reference and --samples: convert it first.")
         imported = _imported(path, description, store, tell)
-        found = _judged_in_tensorflow(path, profile, {"model": imported, "data": data}, split, store=store, tell=tell)
+        values = _judged_in_tensorflow(path, profile, {"model": imported, "data": data}, split, store=store, tell=tell)
+        found = Evaluation(values, None)
     else:
-        found = _judged_on(profile, path, split_samples(data.directory, split, signature), tell)
-    if found["metric"] is None:
+        samples = split_samples(data.directory, split, signature)
+        other = None if reference is None else _reference(reference, signature, description, store, tell)
+        model = ModelFile(case_of(path), signature)
+        found = evaluate_file(profile, model, samples, Asked(source, split, count), other, tell=tell)
+    if found.values["metric"] is None:
         raise InputError(
             f"{path} gives {signature.outputs[0].name} {list(signature.outputs[0].shape)}, which {source} has nothing "
             f"to judge by. Name --metric mse or auc, and give labels or targets in an .npz file."
         )
-    return {"model": str(path), "data": source, "split": split, **found}
+    return found._replace(values={"model": str(path), "data": source, "split": split, **found.values})
+
+
+def _reference(
+    path: Path, signature: Signature, description: ModelDescription, store: ArtifactStore, tell: Tell
+) -> ModelFile:
+    """The model that another is compared with: of a runtime, with the same inputs."""
+    if not path.is_file() or path.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"--reference is {path}; expected a file of a runtime: {', '.join(sorted(_SUFFIXES))}.")
+    found = _signature_of(path, description, store, tell)
+    if len(found.inputs) != len(signature.inputs):
+        raise InputError(f"{path} takes {len(found.inputs)} inputs, expected {len(signature.inputs)}: another model.")
+    return ModelFile(case_of(path), found)
 
 
 def _judged_in_tensorflow(
@@ -216,33 +234,6 @@ def _judged_in_tensorflow(
         "images": metrics["reference_samples"],
         **metrics["quality"],
     }
-
-
-def _judged_on(profile: DeviceProfile, path: Path, samples: SampleSet, tell: Tell) -> dict[str, Any]:
-    """Judges a model file on a device."""
-    signature, summary = samples.signature, inspect_model(path)
-    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-        answers = answers_on(
-            profile, _case(path, str(path)), samples.for_device(), signature, scratch=Path(scratch), tell=tell
-        )
-    output = answers[signature.outputs[0].name]
-    return {
-        "sha256": summary.sha256,
-        "precision": summary.precision,
-        "device": profile.name,
-        "images": len(samples),
-        **judge(completed(signature, output, samples), output, samples, _confidence_map_of(path)),
-    }
-
-
-def _confidence_map_of(path: Path) -> ConfidenceMap | None:
-    """Returns the map of the confidence that was exported, or released, with a model."""
-    try:
-        return read_confidence_map(str(path.resolve().parent))
-    except ValueError as error:
-        raise InputError(
-            f"{error}. Export the model again, or remove the file to take its confidence as it is."
-        ) from error
 
 
 def image_size_of(path: Path, description: ModelDescription, store: ArtifactStore, tell: Tell) -> tuple[int, int]:
@@ -290,20 +281,10 @@ def _without_names(description: ModelDescription) -> ModelDescription:
     return description.model_copy(update={"inputs": kept})
 
 
-def _case(
-    path: Path, label: str, *, num_threads: int | None = None, input_shapes: Mapping[str, Any] | None = None
-) -> Case:
-    summary = inspect_model(path)
-    names = {tensor.name for tensor in summary.inputs}
-    return Case(
-        id=label,
-        runtime=target_of(path),
-        path=str(path.resolve()),
-        sha256=summary.sha256,
-        weights_sha256=summary.weights_sha256,
-        num_threads=num_threads,
-        input_shapes={name: shape for name, shape in (input_shapes or {}).items() if name in names},
-    )
+def _case(path: Path, label: str, *, input_shapes: Mapping[str, Any] | None = None) -> Case:
+    names = {tensor.name for tensor in inspect_model(path).inputs}
+    shapes = {name: shape for name, shape in (input_shapes or {}).items() if name in names}
+    return case_of(path).model_copy(update={"id": label, "input_shapes": shapes})
 
 
 def _written(exported: Artifact, verified: Artifact, out_dir: Path, stem: str, recipe: Recipe) -> dict[str, Any]:

@@ -41,9 +41,22 @@ def answers_on(
     Raises:
         DeviceError: The device can't be used, or the model has other outputs than its signature.
     """
+    return predicted_on(profile, case, inputs, signature, scratch=scratch, tell=tell)[0]
+
+
+def predicted_on(
+    profile: DeviceProfile,
+    case: Case,
+    inputs: list[SampleFile],
+    signature: Signature,
+    *,
+    scratch: Path,
+    tell: Tell | None = None,
+) -> tuple[dict[str, npt.NDArray[np.float32]], Prediction]:
+    """As `answers_on`, with what is known of the run; the files of its outputs are gone."""
     with tempfile.TemporaryDirectory(prefix=".outputs-", dir=scratch) as directory:
         prediction = predict(profile, case, inputs, None, directory, tell=tell)
-        return {name: np.load(path) for name, path in _by_name(prediction, signature, case).items()}
+        return {name: np.load(path) for name, path in _by_name(prediction, signature, case).items()}, prediction
 
 
 def _by_name(prediction: Prediction, signature: Signature, case: Case) -> dict[str, str]:

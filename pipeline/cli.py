@@ -94,19 +94,22 @@ def _bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--threads", metavar="N[,N...]", help="Of one inference; several are swept. [default: profile's]"),
         click.option("--cores", metavar="LIST|CLUSTER", help="Keep to cores: 0-3, or a cluster's name such as big."),
         click.option("--governor", metavar="NAME", help="Set it while measuring, and put the old one back."),
-        click.option("--min-count", type=click.IntRange(10), default=400, show_default=True, help="Inferences."),
-        click.option("--min-time", type=click.FloatRange(0), help="Seconds of them.  [default: 1; compared 15]"),
+        click.option("--min-count", type=click.IntRange(10), help="Inferences.  [default: 400; --rules theirs]"),
+        click.option("--min-time", type=click.FloatRange(0), help="Seconds of them.  [default: 1; compared 15; --rules "
+                     "theirs]"),
         click.option("--max-time", type=click.FloatRange(0, min_open=True), help="Then stop.  [default: 60]"),
-        click.option("--precision", type=click.FloatRange(0, 100), default=1.0, show_default=True, metavar="PERCENT",
-                     help="Stop once p90, or a compared ratio, is known so well; 0 stops at count and time."),
+        click.option("--precision", type=click.FloatRange(0, 100), metavar="PERCENT", help="Stop once p90, or a "
+                     "compared ratio, is known so well; 0 stops at count and time.  [default: 1]"),
         click.option("--sessions", type=click.IntRange(1, 40), help="New processes so often.  [default: 1; compared "
                      "10]"),
         click.option("--compare", is_flag=True, help="Say whether each is faster or slower than the first."),
         click.option("--sustained", metavar="TIME", help="Run each without a pause, such as 30m; latency by minute."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the order."),
+        click.option("--rules", type=click.Choice(["mlperf"]), help="Single-stream and offline by these rules: 600 s "
+                     "each; --min-time and --min-count make shorter tries."),
     )  # fmt: skip
     names = ("threads", "cores", "governor", "min_count", "min_time", "max_time", "precision", "sessions", "compare",
-             "sustained", "seed")  # fmt: skip
+             "sustained", "seed", "rules")  # fmt: skip
 
     @functools.wraps(function)
     def gathered(*args: Any, **kwargs: Any) -> Any:
@@ -485,18 +488,22 @@ def bench(
     A .tflite, .onnx or .xml file runs as it is; a .keras file or a SavedModel is exported to every target first.
     """
     from devices.profile import load_profile
-    from pipeline import measuring, measuring_text
+    from pipeline import by_rules, measuring, measuring_text
     from pipeline.adhoc import cases_of_models
     from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
-    options, device = measuring.bench_options(**asked), load_profile(device_name)
+    options, device = measuring.bench_options(**asked, image=image, profiled=profiled), load_profile(device_name)
     with _progress() as progress:
         description, artifacts = description_of(**described), open_store(store, shared_store)
         cases = cases_of_models(models, device, store=artifacts, description=description, tell=progress.show)
         if image is not None:
             cases = [measuring.with_image(case, image, description) for case in cases]
         cases = measuring.with_threads(cases, options.threads)
+        if options.rules is not None:
+            ruled = by_rules.measure(device, cases, options, results, tell=progress.show)
+            _print_lines(by_rules.lines(ruled), by_rules.printed(ruled), as_json=as_json)
+            _end_of_bench(ruled.failed, ruled.unwritten)
         if options.sustained_s is not None:
             worked = measuring.work(device, cases, options, tell=progress.show)
             unwritten = measuring.try_record_work(results, worked, options)
@@ -510,7 +517,11 @@ def bench(
     printed = measuring.printed(result, places)
     lines = measuring_text.bench_lines(result) + measuring_text.profile_lines(places)
     _print_lines(lines, printed, as_json=as_json)
-    failed = [case.error for case in result.cases if case.error]
+    _end_of_bench([case.error for case in result.cases if case.error], unwritten)
+
+
+def _end_of_bench(failed: Sequence[Any], unwritten: Exception | None) -> NoReturn:
+    """Says which cases failed, and ends with the worst of their exit codes."""
     for error in failed:
         _show_details(error.details)
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
@@ -600,8 +611,12 @@ def _converted_cells(row: dict[str, Any]) -> tuple[str, ...]:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", "source", required=True, help="`digits`, a folder, a .tar(.gz|.xz), or .npz.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option("--samples", "count", type=click.IntRange(1), help="So many of the split, always the same.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Compare with this model's answers on this machine, "
+              "such as the float one's; default on a board: the same file.")  # fmt: skip
 @_DEVICE
 @_describes_model
+@_RESULTS
 @_STORE
 @_SHARED_STORE
 @_JSON
@@ -609,45 +624,39 @@ def evaluate(
     model: Path,
     source: str,
     split: str,
+    count: int | None,
+    reference: Path | None,
     device_name: str,
     described: dict[str, Any],
+    results: Path,
     store: Path,
     shared_store: str | None,
     as_json: bool,
 ) -> None:
     """Measure how well MODEL does its task on a data set: accuracy and calibration, or --metric."""
     from devices.profile import load_profile
+    from pipeline import measuring, measuring_text
     from pipeline.adhoc import evaluate_model
-    from pipeline.calibration.report import with_interval
     from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
 
     profile = load_profile(device_name)
     with _progress() as progress:
-        result = evaluate_model(
+        found = evaluate_model(
             model,
             source,
             profile,
             split=split,
             description=description_of(**described),
             store=open_store(store, shared_store),
+            reference=reference,
+            count=count,
             tell=progress.show,
         )
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    low, high = result["accuracy_interval"]
-    if result["metric"] != "top1":
-        click.echo(
-            f"{result['metric']} {result['accuracy']:.6g} on {result['images']} {split} samples "
-            f"(95 % interval {low:.6g} to {high:.6g})"
-        )
-        return
-    click.echo(
-        f"{result['correct']} of {result['images']} {split} images correct: {100 * result['accuracy']:.2f} % "
-        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {with_interval(result)} %, "
-        f"negative log-likelihood {result['nll']:.4f}, Brier score {result['brier']:.4f}"
-    )
+    unwritten = measuring.try_append(results, found.record)
+    _print_lines(measuring_text.evaluation_lines(found.values), found.values, as_json=as_json)
+    if unwritten is not None:
+        raise unwritten
 
 
 @command(main, "inspect")
@@ -1130,8 +1139,11 @@ def results_compare(
     """
     from pipeline import measuring, measuring_text
 
-    rows = measuring.comparison_rows(measuring.read(results, text, tell=_warn), base, every=every)
-    _print_lines(measuring_text.regression_lines(rows), {"comparisons": rows}, as_json=as_json)
+    records = measuring.read(results, text, tell=_warn)
+    rows = measuring.comparison_rows(records, base, every=every)
+    accuracies = measuring.accuracy_rows(records, base, every=every)
+    lines = measuring_text.regression_lines(rows) + measuring_text.accuracy_lines(accuracies)
+    _print_lines(lines, {"comparisons": rows, "accuracies": accuracies}, as_json=as_json)
     slower = [row["case"] for row in rows if row["verdict"] == "slower"]
     if slower and fail_on_slowdown:
         _fail(f"{len(slower)} of {len(rows)} cases are slower: {', '.join(slower)}.", 1)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from devices.errors import DeviceError, ResultsError
 from devices.measurement import (
     BenchmarkResult,
-    BenchmarkSettings,
     Case,
     ImageInput,
     benchmark,
@@ -23,119 +18,15 @@ from devices.measurement import (
 )
 from devices.profile import DeviceProfile
 from devices.records import CaseResult
-from devices.results import ResultRecord, append_results, compare_results, read_results, records_of, to_csv
+from devices.results import ResultRecord, append_results, compare_quality, compare_results, read_results, records_of
+from devices.results_csv import to_csv
 from devices.sustained import SustainedResult, as_benchmark, sustain
+from pipeline.commit import commit_here
 from pipeline.errors import InputError
 from pipeline.imports.description import InputDescription, ModelDescription
+from pipeline.measuring_options import BenchOptions, bench_options
 from pipeline.stages.base import Tell
 from pipeline.targets import inspect_model
-
-COMPARED_MIN_TIME_S = 15.0
-"""Of each model over all sessions of a comparison: some thirty rounds in each of ten."""
-
-
-class BenchOptions(BaseModel):
-    """What the command line asks for.
-
-    Attributes:
-        threads: Of one inference, each a case of its own; none takes the profile's.
-        cores: See `BenchmarkSettings`.
-        governor: See `BenchmarkSettings`.
-        min_count: Timed inferences.
-        min_time_s: Seconds of them; None takes the default.
-        max_time_s: None takes the default.
-        precision: Half of p90's interval, or of the ratio's, to it; 0 does not ask for any.
-        sessions: None takes the default.
-        compare: Whether each model is compared with the first.
-        sustained_s: Seconds of work without a pause; None measures in rounds.
-        seed: Of the order.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    threads: tuple[int, ...] = ()
-    cores: str | None = None
-    governor: str | None = None
-    min_count: int = 400
-    min_time_s: float | None = None
-    max_time_s: float | None = None
-    precision: float = 0.01
-    sessions: int | None = None
-    compare: bool = False
-    sustained_s: float | None = None
-    seed: int = 0
-
-    def settings(self) -> BenchmarkSettings:
-        """These as the measuring code takes them."""
-        min_time_s = self.min_time_s
-        if min_time_s is None:
-            min_time_s = COMPARED_MIN_TIME_S if self.compare else 1.0
-        sessions = self.sessions or (10 if self.compare else 1)
-        return BenchmarkSettings(
-            min_count=self.min_count,
-            min_time_s=min_time_s,
-            max_time_s=self.max_time_s or max(60.0, 2 * min_time_s),
-            precision=self.precision or None,
-            sessions=sessions,
-            cores=self.cores,
-            governor=self.governor,
-            runtime_memory=True,
-            seed=self.seed,
-        )
-
-
-def bench_options(**asked: Any) -> BenchOptions:
-    """What the options of the command line ask for.
-
-    Raises:
-        InputError: One has another form, or two do not go together.
-    """
-    seconds = parse_seconds(asked["sustained"])
-    if seconds is not None and asked["compare"]:
-        raise InputError("--sustained runs one model after another, --compare side by side: give one of them.")
-    min_time, max_time = asked["min_time"], asked["max_time"]
-    if max_time is not None and max_time < (min_time or 0):
-        raise InputError(f"--max-time ({max_time:g}) is shorter than --min-time ({min_time:g}).")
-    same = ("cores", "governor", "min_count", "sessions", "compare", "seed")
-    return BenchOptions(
-        **{name: asked[name] for name in same},
-        threads=parse_threads(asked["threads"]),
-        min_time_s=min_time,
-        max_time_s=max_time,
-        precision=asked["precision"] / 100,
-        sustained_s=seconds,
-    )
-
-
-def parse_threads(text: str | None) -> tuple[int, ...]:
-    """The numbers of `1,2,4`; none where nothing is given.
-
-    Raises:
-        InputError: It is something else.
-    """
-    if text is None:
-        return ()
-    numbers = text.split(",")
-    if not all(re.fullmatch(r"[0-9]{1,3}", number) and 1 <= int(number) <= 256 for number in numbers):
-        raise InputError(f"--threads is {text}; expected a number from 1 to 256, or several between commas: 1,2,4.")
-    if len({int(number) for number in numbers}) != len(numbers):
-        raise InputError(f"--threads is {text}, which names a number twice. Name each once.")
-    return tuple(int(number) for number in numbers)
-
-
-def parse_seconds(text: str | None) -> float | None:
-    """The seconds of `30m`, `90s`, `1.5h` or `90`.
-
-    Raises:
-        InputError: It is something else.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    seconds = float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[match.group(2)] if match else 0.0
-    if seconds <= 0:
-        raise InputError(f"--sustained is {text}; expected a time such as 30m, 90s or 1h.")
-    return seconds
 
 
 def with_threads(cases: Sequence[Case], threads: Sequence[int]) -> list[Case]:
@@ -232,6 +123,15 @@ def try_record(path: Path, result: BenchmarkResult) -> ResultsError | None:
     return None
 
 
+def try_append(path: Path, line: ResultRecord | None) -> ResultsError | None:
+    """Adds one line, where there is one, as `try_record` does."""
+    try:
+        append_results(path, [] if line is None else [line])
+    except ResultsError as error:
+        return error
+    return None
+
+
 def record_stages(path: Path, recipe: str, files: Sequence[Path]) -> None:
     """Adds what benchmark stages of a recipe have measured; the cases are called `<recipe>/<target>/<precision>`.
 
@@ -257,19 +157,6 @@ def printed(result: BenchmarkResult, places: Mapping[str, Any]) -> dict[str, Any
         if case["error"]:
             del case["error"]["details"]
     return {**values, "profiles": dict(places)} if places else values
-
-
-def commit_here() -> tuple[str | None, bool | None]:
-    """The commit of the repository that the working directory is in, and whether it has changes; None without one."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=20, check=True)
-        state = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=60,
-            check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None, None
-    return head.stdout.strip(), bool(state.stdout.strip())
 
 
 def read(path: Path, text: str | None, *, tell: Callable[[str], None]) -> list[ResultRecord]:
@@ -321,3 +208,47 @@ def comparison_rows(
         for newest, base, found in compare_results(records, base_commit=base_commit)
         if every or newest.run == records[-1].run
     ]
+
+
+def accuracy_rows(
+    records: Sequence[ResultRecord], base_commit: str | None, *, every: bool = False
+) -> list[dict[str, Any]]:
+    """The newest accuracy of each case beside an older one of the same machine and samples, see `compare_quality`."""
+    return [
+        {
+            "case": newest.case.id,
+            "device": newest.device,
+            "time": newest.time,
+            "base_time": base.time,
+            "commit": newest.commit,
+            "base_commit": base.commit,
+            "same_file": newest.case.sha256 == base.case.sha256,
+            "accuracy": newest.quality and newest.quality.accuracy,
+            "base_accuracy": base.quality and base.quality.accuracy,
+            **found.model_dump(mode="json"),
+        }
+        for newest, base, found in compare_quality(records, base_commit=base_commit)
+        if every or newest.run == records[-1].run
+    ]
+
+
+__all__ = [
+    "BenchOptions",
+    "accuracy_rows",
+    "bench_options",
+    "commit_here",
+    "comparison_rows",
+    "csv_of",
+    "measure",
+    "printed",
+    "profiles",
+    "read",
+    "record",
+    "record_stages",
+    "try_append",
+    "try_record",
+    "try_record_work",
+    "with_image",
+    "with_threads",
+    "work",
+]

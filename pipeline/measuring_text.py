@@ -11,6 +11,7 @@ from devices.measurement import BenchmarkResult
 from devices.records import CaseResult
 from devices.results import ResultRecord
 from devices.sustained import SustainedResult
+from pipeline.calibration.report import with_interval
 
 WIDTH = 100
 _HEADINGS = ("p50 ms", "+-", *(f"{name.replace('_', '.')} ms" for name in list(PERCENTILES)[1:]))
@@ -40,7 +41,7 @@ def bench_lines(result: BenchmarkResult) -> list[str]:
             title = name
         lines += _case_lines(case)
     for each in result.comparisons:
-        lines += _wrapped(each.sentence(), "  ", first="")
+        lines += wrapped(each.sentence(), "  ", first="")
     return lines + _device_lines(result)
 
 
@@ -53,7 +54,7 @@ def _case_lines(case: CaseResult) -> list[str]:
     places = [_number(getattr(latency, name)) for name in PERCENTILES]
     more = [_number(case.throughput_per_s), _number(case.load_ms), _number(case.first_inference_ms),
             _whole(case.peak_memory_mb)]  # fmt: skip
-    return [_columns(f"  {threads}", [places[0], width, *places[1:], *more]), *_wrapped(_notes(case), "    ")]
+    return [_columns(f"  {threads}", [places[0], width, *places[1:], *more]), *wrapped(_notes(case), "    ")]
 
 
 def _notes(case: CaseResult) -> str:
@@ -96,9 +97,9 @@ def _device_lines(result: BenchmarkResult) -> list[str]:
     if counts and counts[-1] > counts[0]:
         limited.append(f"{counts[-1] - counts[0]} times for heat")
     state.append(f"limited: {', '.join(limited) or 'no'}" if counts or flags else "throttling not told")
-    lines = _wrapped(f"Device meanwhile: {', '.join(state)}.", "  ", first="")
+    lines = wrapped(f"Device meanwhile: {', '.join(state)}.", "  ", first="")
     reasons = sorted({case.energy_reason for case in result.cases if case.energy_reason})
-    return lines + [line for reason in reasons for line in _wrapped(f"Energy: {reason}.", "  ", first="")]
+    return lines + [line for reason in reasons for line in wrapped(f"Energy: {reason}.", "  ", first="")]
 
 
 def sustained_lines(result: SustainedResult) -> list[str]:
@@ -128,21 +129,21 @@ def profile_lines(profiles: Mapping[str, Mapping[str, Any]], *, most: int = 12) 
     """Where operations run, and those that take most of the time."""
     lines = []
     for name, found in profiles.items():
-        lines += ["", *_wrapped(f"Where the operations of {name} run:", "  ", first="")]
+        lines += ["", *wrapped(f"Where the operations of {name} run:", "  ", first="")]
         if not found["layers"]:
-            lines += _wrapped(f"not known: {found['reason']}", "  ")
+            lines += wrapped(f"not known: {found['reason']}", "  ")
             continue
         counts: dict[str, int] = {}
         for layer in found["layers"]:
             counts[layer["where"]] = counts.get(layer["where"], 0) + 1
         places = ", ".join(f"{count} in {place or '?'}" for place, count in sorted(counts.items(), key=_by_count))
         pieces = "" if found["partitions"] is None else f" ({found['partitions']} pieces for the delegate)"
-        lines += _wrapped(f"{found['operations']} operations: {places}{pieces}", "  ")
+        lines += wrapped(f"{found['operations']} operations: {places}{pieces}", "  ")
         total = sum(layer["ms"] or 0 for layer in found["layers"])
         if not total:
-            lines += _wrapped(f"time per layer: {found['reason']}", "  ")
+            lines += wrapped(f"time per layer: {found['reason']}", "  ")
             left = sorted({layer["operation"] for layer in found["layers"] if layer["where"] != "XNNPACK"})
-            lines += _wrapped(f"outside of XNNPACK: {', '.join(left)}", "  ") if left else []
+            lines += wrapped(f"outside of XNNPACK: {', '.join(left)}", "  ") if left else []
             continue
         for layer in sorted(found["layers"], key=lambda layer: -(layer["ms"] or 0))[:most]:
             share = (layer["ms"] or 0) / total
@@ -156,7 +157,7 @@ def _by_count(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-RESULT_COLUMNS = ("time", "device", "case", "threads", "p50 ms", "p90 ms", "file", "commit")
+RESULT_COLUMNS = ("time", "device", "case", "threads", "p50 ms", "p90 ms", "accuracy", "kind", "file", "commit")
 
 
 def result_rows(records: Sequence[ResultRecord]) -> list[tuple[str, ...]]:
@@ -168,7 +169,9 @@ def result_rows(records: Sequence[ResultRecord]) -> list[tuple[str, ...]]:
             record.case.id[-40:],
             str(record.case.num_threads),
             _number(record.case.latency_ms.p50 if record.case.latency_ms else None),
-            _number(record.case.latency_ms.p90 if record.case.latency_ms else None),
+            _number(record.mlperf[0].p90_ms if record.mlperf else getattr(record.case.latency_ms, "p90", None)),
+            "-" if record.quality is None else f"{record.quality.accuracy:.4f}",
+            record.kind if all(run.conforms for run in record.mlperf) else f"{record.kind}, not conforming",
             (record.case.sha256 or "-")[:8],
             (record.commit or "-")[:8] + ("+" if record.dirty else ""),
         )
@@ -187,8 +190,53 @@ def regression_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         else:
             low, high = row["interval"]
             numbers = f"{row['ratio']:.3f} times as long ({row['confidence']:.0%} interval {low:.3f} to {high:.3f})"
-        lines += _wrapped(f"{row['verdict']:10}  {row['case']} beside {base}: {numbers}", " " * 12, first="")
+        lines += wrapped(f"{row['verdict']:10}  {row['case']} beside {base}: {numbers}", " " * 12, first="")
     return lines
+
+
+def accuracy_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each case that has an older accuracy on the same samples."""
+    lines = []
+    for row in rows:
+        file = "the same file" if row["same_file"] else "another file"
+        base = f"{(row['base_commit'] or row['base_time'])[:10]} ({file})"
+        low, high = row["interval"]
+        numbers = (
+            f"{row['accuracy']:.4f} and {row['base_accuracy']:.4f}, a difference of {row['difference']:+.4f} "
+            f"(95 % interval {low:+.4f} to {high:+.4f})"
+        )
+        lines += wrapped(f"{row['verdict']:10}  {row['case']} beside {base}: {numbers}", " " * 12, first="")
+    return lines
+
+
+def evaluation_lines(found: Mapping[str, Any]) -> list[str]:
+    """What is known of a model on a set of samples."""
+    low, high = found["accuracy_interval"]
+    if found["metric"] == "top1":
+        head = (
+            f"{found['correct']} of {found['images']} {found['split']} images correct: {100 * found['accuracy']:.2f} % "
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f}); calibration error {with_interval(found)} %, "
+            f"negative log-likelihood {found['nll']:.4f}, Brier score {found['brier']:.4f}"
+        )
+    else:
+        head = (
+            f"{found['metric']} {found['accuracy']:.6g} on {found['images']} {found['split']} samples "
+            f"(95 % interval {low:.6g} to {high:.6g})"
+        )
+    if "subset" not in found:
+        return [head]
+    lines = [head, f"on {found['device']} in {found['seconds']:.1f} s; samples {found['subset'][:12]}"]
+    parity, reference = found["parity"], found["reference"]
+    if parity is None or reference is None:
+        return [*lines, *wrapped(f"no parity: {found['parity_reason']}", "  ", first="")]
+    ratio = "equal to the bit" if parity["snr_db"] is None else f"{parity['snr_db']:.1f} dB signal to noise"
+    agreement = parity["top1_agreement"]
+    classes = "" if agreement is None else f", the same class for {agreement:.2%}"
+    text = f"beside {reference['path']} ({reference['precision']}) on this machine: {ratio}, largest difference "
+    text += f"{parity['max_logit_difference']:.1e} of the range{classes}"
+    if found["accuracy_share"] is not None:
+        text += f"; {found['accuracy_share']:.2%} of its accuracy"
+    return lines + wrapped(text, "  ", first="")
 
 
 def _columns(first: str, cells: Sequence[str], widths: Sequence[int] = _CASE) -> str:
@@ -214,6 +262,7 @@ def _range(values: Sequence[float], digits: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _wrapped(text: str, indent: str, *, first: str | None = None) -> list[str]:
+def wrapped(text: str, indent: str, *, first: str | None = None) -> list[str]:
+    """The text in lines that keep to the width."""
     begin = indent if first is None else first
     return textwrap.wrap(text, WIDTH, initial_indent=begin, subsequent_indent=indent)

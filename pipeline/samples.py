@@ -61,6 +61,10 @@ class SampleSet:
         """Returns the files as a device is fed with them."""
         return sample_files(self.signature, self.files)
 
+    def all_files(self) -> list[Path]:
+        """Returns the files of the samples, and of what they are judged by."""
+        return [*self.files, *(file for file in (self.labels, self.targets) if file is not None)]
+
     def __len__(self) -> int:
         return len(np.load(self.files[0], mmap_mode="r"))
 
@@ -79,6 +83,31 @@ def reference_samples(directory: Path, signature: Signature) -> SampleSet:
     files = tuple(directory / reference_input_file(index) for index in range(len(signature.inputs)))
     labels, targets = directory / "reference_labels.npy", directory / "reference_targets.npy"
     return SampleSet(signature, files, labels if labels.is_file() else None, targets if targets.is_file() else None)
+
+
+def subset_of(samples: SampleSet, count: int, directory: Path) -> SampleSet:
+    """Writes some of the samples, spread evenly over all of them, and always the same ones.
+
+    Args:
+        samples: As many labels and targets as samples, where there are any.
+        count: How many to take.
+        directory: Gets the files, which keep their names.
+
+    Raises:
+        InputError: There are not so many.
+    """
+    if count > len(samples):
+        raise InputError(f"{count} samples are asked for, but there are {len(samples)}. Ask for fewer, or for all.")
+    chosen = np.arange(count) * len(samples) // count
+    made = {path: directory / path.name for path in samples.all_files()}
+    for path, target in made.items():
+        np.save(target, np.load(path, mmap_mode="r")[chosen])
+    return SampleSet(
+        samples.signature,
+        tuple(made[path] for path in samples.files),
+        made[samples.labels] if samples.labels is not None else None,
+        made[samples.targets] if samples.targets is not None else None,
+    )
 
 
 def sample_files(signature: Signature, files: tuple[Path, ...]) -> list[SampleFile]:

@@ -11,6 +11,8 @@ warm_up {min_count, min_time_s}                                -> count, seconds
 measure {count?, time_s?, settle_count?}                       -> latencies_ns, energy_uj or energy_reason
 measure_image {path, preprocess, transform, count?, time_s?,
                settle_count?}                                  -> see `end_to_end.stages_record`
+mlperf {scenario, min_duration_s, min_query_count,
+        expected_latency_ns}                                   -> see `mlperf.run_scenario`
 profile {runtime, path, num_threads, input_shapes?, count?}    -> see `profiling.profile`
 memory                                                         -> peak_memory_mb
 predict {inputs: [{name, path, transform}], labels?, outputs?} -> see `prediction.predict`; `outputs` is a directory
@@ -37,6 +39,7 @@ from .end_to_end import ImagePath, stages_record
 from .errors import AgentError, ModelRejected
 from .jsonlines import EmitEvent, Handler
 from .memory import peak_memory, resident_memory_mb
+from .mlperf import run_scenario
 from .prediction import predict
 from .profiling import profile
 from .runners import IMPORTS, RUNNERS, Runner
@@ -89,6 +92,7 @@ class BoardAgent:
             "warm_up": self._warm_up,
             "measure": self._measure,
             "measure_image": self._measure_image,
+            "mlperf": self._mlperf,
             "profile": self._profile,
             "memory": self._memory,
             "predict": self._predict,
@@ -206,6 +210,21 @@ class BoardAgent:
             while len(stages) < limit and (not stages or clock_ns() - begin < budget_ns):
                 stages.append(image.run(clock_ns))
         return stages_record(stages, image.decoder)
+
+    def infer_prepared(self, index: int) -> None:
+        """One inference of one of the prepared sets of inputs, which are taken in turn."""
+        self._loaded().infer(self._inputs[index % len(self._inputs)])
+
+    @property
+    def num_prepared(self) -> int:
+        """How many sets of inputs are prepared."""
+        return len(self._inputs)
+
+    def _mlperf(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:
+        self._loaded()
+        with _no_garbage_collection():
+            found: Dict[str, Any] = run_scenario(params, self.infer_prepared, self._clock_ns, emit_event)
+        return found
 
     def _profile(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         return profile(

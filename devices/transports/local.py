@@ -38,11 +38,15 @@ class LocalDevice:
         if Path(device_path).absolute() != Path(local_path).absolute():
             shutil.copyfile(device_path, local_path)
 
-    def start_agent(self) -> ProcessAgent:
-        """See `Transport`."""
+    def start_agent(self, module: str = "devices.board") -> ProcessAgent:
+        """See `Transport`.
+
+        Args:
+            module: What runs in the process: the board's agent, or one of the host that does more.
+        """
         python = self._profile.python or sys.executable
         env = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1")}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_PACKAGES_DIR), env.get("PYTHONPATH"))))
         # Python puts the working directory in front of its search path: in the user's, any file could be a
         # module.
-        return ProcessAgent([python, "-m", "devices.board"], env=env, cwd=_PACKAGES_DIR, device=self._profile.name)
+        return ProcessAgent([python, "-m", module], env=env, cwd=_PACKAGES_DIR, device=self._profile.name)

@@ -1,68 +1,112 @@
-"""Shows that `edgeship bench --compare` finds a difference of 5 % and invents none, and writes `comparison.json`.
+"""Shows how often `edgeship bench --compare` finds a difference of 5 % and invents one, and writes `comparison.json`.
 
-    .venv/bin/python docs/results/comparison.py [--trials 6] [--device local]
+    .venv/bin/python docs/results/comparison.py --kind copy --trials 100 [--load bursts] [--minutes 50]
 
-Each trial is a whole comparison, with fresh processes: of two copies of one file, where the right answer is "can't
-tell"; and of that file with one that does 5 % more work, where it is "slower". The network is a chain of equal
-convolutions in ONNX Runtime, 40 of them and 42: whatever else an inference costs is the same for both. What loads the
-machine meanwhile is part of the show: the load average is in the rows. Rows are added to those that were measured
-before; `--anew` forgets them.
+Each trial is what `edgeship bench A B --compare --min-time 3 --max-time 5` does, through the same functions, with fresh
+processes: of two copies of one file, where the right answer is "can't tell"; or of that file with one that does 5 %
+more work, where it is "slower". The network is a chain of equal convolutions in ONNX Runtime, 20 of them and 21:
+whatever else an inference costs is the same for both.
+
+Another process loads the machine meanwhile: with `bursts` it works and rests for times that are drawn anew, half of the
+time in the mean; with `steady` it always works; with `none` there is none. What other programs do besides is in the
+rows as the share of the cores that was busy before.
+
+Every trial is a line of `runs/results/comparison.jsonl` as soon as it ends, and carries the digest of the code that
+measures and of its options. Started again, the script goes on until there are as many trials of a kind, load and code
+as asked for. Trials of other code stay in the file and are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from devices.measurement import BenchmarkSettings, Case, benchmark_and_compare
+from devices.measurement import Case
 from devices.profile import load_profile
+from pipeline.measuring import bench_options, measure
 
+ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).with_suffix(".json")
-LAYERS = 40
-MORE_LAYERS = 42
+TRIALS = ROOT / "runs" / "results" / "comparison.jsonl"
+LAYERS = 20
+MORE_LAYERS = 21
 WANTED = {"copy": "can't tell", "5 % more work": "slower"}
-SETTINGS = BenchmarkSettings(
-    sessions=10, min_count=400, min_time_s=8.0, max_time_s=20.0, precision=0.01, warm_up_time_s=0.2
-)
+LOADS = ("bursts", "steady", "none")
+ASKED: dict[str, Any] = {
+    "threads": "1", "cores": None, "governor": None, "min_count": None, "min_time": None, "max_time": None,
+    "precision": None, "sessions": None, "compare": True, "sustained": None, "rules": None,
+}  # fmt: skip
+CODE = ("devices/*.py", "devices/board/**/*.py", "devices/transports/*.py", "pipeline/measuring*.py")
+"""What a verdict comes from."""
+
+_LOAD = """
+import random, sys, time
+draw = random.Random(int(sys.argv[1]))
+while True:
+    end = time.monotonic() + draw.uniform(0.02, 1.0)
+    while time.monotonic() < end:
+        sum(range(2000))
+    if sys.argv[2] == "bursts":
+        time.sleep(draw.uniform(0.02, 1.0))
+"""
 
 
 def main() -> None:
-    """Runs the trials, adds their rows, prints a line for each."""
+    """Runs the trials that are missing, adds their rows, prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=6, help="of each kind")
+    parser.add_argument("--kind", choices=[*WANTED, "all"], default="all")
+    parser.add_argument("--trials", type=int, default=100, help="of each kind, with those that were measured before")
+    parser.add_argument("--load", choices=LOADS, default="bursts")
+    parser.add_argument("--min-time", type=float, default=3.0, help="seconds of inferences of each file in a trial")
+    parser.add_argument("--minutes", type=float, help="start no trial after so long")
     parser.add_argument("--device", default="local")
-    parser.add_argument("--anew", action="store_true", help="forget the rows that were measured before")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    if RESULT.is_file() and not arguments.anew:
-        rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    kinds = list(WANTED) if arguments.kind == "all" else [arguments.kind]
+    asked = {**ASKED, "min_time": arguments.min_time, "max_time": 5 / 3 * arguments.min_time}
+    code, begin = code_digest(asked), time.monotonic()
+    names = {"copy": "copy", "5 % more work": "more"}
     with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
         directory = Path(scratch)
         write_network(directory / "a.onnx", LAYERS)
         shutil.copyfile(directory / "a.onnx", directory / "copy.onnx")
         write_network(directory / "more.onnx", MORE_LAYERS)
-        for _ in range(arguments.trials):
-            for kind, name in (("copy", "copy"), ("5 % more work", "more")):
-                rows.append(trial(kind, directory / "a.onnx", directory / f"{name}.onnx", arguments.device))
-                print(json.dumps(rows[-1]), flush=True)
-                write(rows)
+        while arguments.minutes is None or time.monotonic() - begin < 60 * arguments.minutes:
+            done = {kind: len(counted(read(), kind, arguments.load, code)) for kind in kinds}
+            kind = min(kinds, key=lambda kind: done[kind])  # in turn, so that both meet the same machine
+            if done[kind] >= arguments.trials:
+                break
+            other = directory / f"{names[kind]}.onnx"
+            row = {"load": arguments.load, "code": code}
+            row |= trial(kind, (directory / "a.onnx", other), arguments.device, arguments.load, asked)
+            add(row)
+            print(json.dumps({name: value for name, value in row.items() if name != "session_ratios"}), flush=True)
+            write(read(), code)
+    for line in write(read(), code):
+        print(line)
 
 
-def trial(kind: str, baseline: Path, other: Path, device: str) -> dict[str, Any]:
-    """One comparison."""
-    cases = [Case(id=path.stem, runtime="onnxruntime", path=str(path), num_threads=1) for path in (baseline, other)]
+def trial(kind: str, paths: tuple[Path, Path], device: str, load: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """One comparison of the second file with the first."""
+    cases = [Case(id=path.stem, runtime="onnxruntime", path=str(path), num_threads=1) for path in paths]
     begin = time.monotonic()
     seed = int.from_bytes(os.urandom(3), "big")
-    result = benchmark_and_compare(load_profile(device), cases, SETTINGS.model_copy(update={"seed": seed}))
+    with loaded(load, seed):
+        result = measure(load_profile(device), cases, bench_options(**{**asked, "seed": seed}), tell=lambda _: None)
     found = result.comparisons[0]
     return {
         "kind": kind,
@@ -83,22 +127,96 @@ def trial(kind: str, baseline: Path, other: Path, device: str) -> dict[str, Any]
     }
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """Writes all rows and what they come to."""
-    kinds = {}
+@contextlib.contextmanager
+def loaded(load: str, seed: int) -> Iterator[None]:
+    """Another process loads the machine."""
+    if load == "none":
+        yield
+        return
+    # The kernel ends it with this process, should that be killed.
+    process = subprocess.Popen([sys.executable, "-c", _LOAD, str(seed), load], preexec_fn=_die_with_parent)  # noqa: PLW1509
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _die_with_parent() -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def code_digest(asked: dict[str, Any]) -> str:
+    """Of the code that measures and judges, and of what it is asked for."""
+    hasher = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    for path in sorted({path for pattern in CODE for path in ROOT.glob(pattern)}):
+        hasher.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return hasher.hexdigest()[:12]
+
+
+def read() -> list[dict[str, Any]]:
+    """All trials, of whatever code; a torn last line is left out."""
+    if not TRIALS.is_file():
+        return []
+    lines = TRIALS.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def add(row: dict[str, Any]) -> None:
+    """Adds one trial."""
+    TRIALS.parent.mkdir(parents=True, exist_ok=True)
+    with TRIALS.open("a", encoding="utf-8") as stream:
+        if stream.tell() and not TRIALS.read_bytes().endswith(b"\n"):
+            stream.truncate(TRIALS.read_bytes().rfind(b"\n") + 1)
+        stream.write(json.dumps(row) + "\n")
+
+
+def counted(rows: list[dict[str, Any]], kind: str, load: str, code: str) -> list[dict[str, Any]]:
+    """The trials of one kind, load and code."""
+    return [row for row in rows if (row["kind"], row["load"], row["code"]) == (kind, load, code)]
+
+
+def write(rows: list[dict[str, Any]], code: str) -> list[str]:
+    """Writes the trials of this code and what they come to; the same for people."""
+    summary, lines = [], []
     for kind in WANTED:
-        mine = [row for row in rows if row["kind"] == kind]
-        kinds[kind] = {
-            "trials": len(mine),
-            **{
-                verdict: sum(row["verdict"] == verdict for row in mine)
-                for verdict in ("faster", "slower", "can't tell")
-            },
-            "median_ratio": round(float(np.median([row["ratio"] for row in mine])), 4) if mine else None,
-        }
-    RESULT.write_text(
-        json.dumps({"schema_version": 1, "kinds": kinds, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-    )
+        for load in LOADS:
+            mine = counted(rows, kind, load, code)
+            if not mine:
+                continue
+            wrong = sum(not row["right"] for row in mine)
+            tally = {
+                "kind": kind,
+                "load": load,
+                "trials": len(mine),
+                **{
+                    verdict: sum(row["verdict"] == verdict for row in mine)
+                    for verdict in ("faster", "slower", "can't tell")
+                },
+                "wrong": wrong,
+                "wrong_at_most": round(most_likely_wrong(wrong, len(mine)), 4),
+                "median_ratio": round(float(np.median([row["ratio"] for row in mine])), 4),
+                "median_seconds": round(float(np.median([row["seconds"] for row in mine])), 1),
+            }
+            summary.append(tally)
+            lines.append(
+                f"{kind}, load {load}: {wrong} of {len(mine)} wrong (at most {tally['wrong_at_most']:.1%} with 95 % "
+                f"confidence), {tally['median_seconds']} s each"
+            )
+    kept = [row for row in rows if row["code"] == code]
+    if kept:
+        content = {"schema_version": 2, "code": code, "summary": summary, "rows": kept}
+        RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return lines
+
+
+def most_likely_wrong(wrong: int, count: int) -> float:
+    """The upper end of the one-sided 95 % interval of a share (Clopper and Pearson, 1934)."""
+    from scipy.stats import beta
+
+    return 1.0 if wrong == count else float(beta.ppf(0.95, wrong + 1, count - wrong))
 
 
 def write_network(path: Path, num_layers: int) -> None:

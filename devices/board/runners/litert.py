@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import ModelRejected, RuntimeMissing
 from ..quantization import quantization_record
-from .contract import Feed, InputShapes, check_inputs, make_feeds, tensor_record, with_distinct_names
+from .contract import Feed, InputShapes, PreparedInputs, make_feeds, tensor_record, with_distinct_names
 
 
 class LiteRtRunner:
@@ -25,6 +25,7 @@ class LiteRtRunner:
         self._feeds: List[Feed] = []
         self._inputs: List[int] = []
         self._outputs: List[int] = []
+        self._prepared = PreparedInputs([], list)
 
     def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
@@ -45,12 +46,12 @@ class LiteRtRunner:
         self._inputs = [detail["index"] for detail in inputs]
         self._outputs = [detail["index"] for detail in outputs]
         self._interpreter = interpreter
+        self._prepared = PreparedInputs(self._feeds, lambda arrays: list(zip(self._inputs, arrays)))
 
     def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[np.ndarray[Any, Any]]:
         """See `Runner`."""
-        check_inputs(inputs, self._feeds)
         interpreter = self._interpreter
-        for index, array in zip(self._inputs, inputs):
+        for index, array in self._prepared.of(inputs):
             interpreter.set_tensor(index, array)
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in self._outputs]

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from ..errors import ModelRejected, RuntimeMissing
-from .contract import Feed, InputShapes, check_inputs, make_feeds, tensor_record
+from .contract import Feed, InputShapes, PreparedInputs, make_feeds, tensor_record
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -34,6 +34,7 @@ class OnnxRuntimeRunner:
         self._feeds: List[Feed] = []
         self._inputs: List[str] = []
         self._outputs: List[str] = []
+        self._prepared = PreparedInputs([], list)
 
     def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
@@ -50,11 +51,11 @@ class OnnxRuntimeRunner:
         self._inputs = [node.name for node in session.get_inputs()]
         self._outputs = [node.name for node in session.get_outputs()]
         self._session = session
+        self._prepared = PreparedInputs(self._feeds, lambda arrays: dict(zip(self._inputs, arrays)))
 
     def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[np.ndarray[Any, Any]]:
         """See `Runner`."""
-        check_inputs(inputs, self._feeds)
-        outputs: List[np.ndarray[Any, Any]] = self._session.run(self._outputs, dict(zip(self._inputs, inputs)))
+        outputs: List[np.ndarray[Any, Any]] = self._session.run(self._outputs, self._prepared.of(inputs))
         return outputs
 
     def describe(self) -> Dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from ..errors import ModelRejected, RuntimeMissing
-from .contract import Feed, InputShapes, check_inputs, make_feeds, tensor_record, with_distinct_names
+from .contract import Feed, InputShapes, PreparedInputs, make_feeds, tensor_record, with_distinct_names
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 _DTYPES.update(
@@ -25,6 +25,7 @@ class OpenVinoRunner:
         self._version = ""
         self._records: Dict[str, List[Dict[str, Any]]] = {}
         self._feeds: List[Feed] = []
+        self._prepared = PreparedInputs([], list)
 
     def load(self, path: str, *, num_threads: int, input_shapes: Optional[InputShapes] = None) -> None:
         """See `Runner`."""
@@ -50,15 +51,18 @@ class OpenVinoRunner:
         except Exception as error:
             raise ModelRejected(f"openvino {self._version} refuses {path}: {error}") from error
         self._tensor_class = openvino.Tensor
+        self._prepared = PreparedInputs(self._feeds, self._tensors)
 
     def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[np.ndarray[Any, Any]]:
         """See `Runner`."""
-        check_inputs(inputs, self._feeds)
         request = self._request
-        for index, array in enumerate(inputs):
-            request.set_input_tensor(index, self._tensor_class(array, shared_memory=True))
+        for index, tensor in enumerate(self._prepared.of(inputs)):
+            request.set_input_tensor(index, tensor)
         request.infer()
         return [request.get_output_tensor(index).data for index in range(len(self._records["outputs"]))]
+
+    def _tensors(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[Any]:
+        return [self._tensor_class(array, shared_memory=True) for array in inputs]
 
     def describe(self) -> Dict[str, Any]:
         """See `Runner`."""

@@ -10,6 +10,7 @@ from devices.board.errors import ModelRejected
 from devices.board.runners.contract import (
     INPUT_DTYPES,
     Feed,
+    PreparedInputs,
     check_inputs,
     find_tensor,
     make_feeds,
@@ -139,3 +140,21 @@ def test_the_first_input_is_as_random_as_if_it_were_the_only_one() -> None:
     records = [tensor_record("image", [1, 2, 2, 3], "uint8"), MASK]
     for arrays, array in zip(_random_inputs(records, make_feeds(records)), expected, strict=True):
         np.testing.assert_array_equal(arrays[0], array)
+
+
+def test_inputs_that_come_again_are_prepared_once() -> None:
+    made: list[list[Any]] = []
+    prepared = PreparedInputs(FEEDS, lambda arrays: made.append(list(arrays)) or len(made))
+    again = [array.copy() for array in GOOD]
+    assert [prepared.of(GOOD), prepared.of(again), prepared.of(list(GOOD)), prepared.of(again)] == [1, 2, 1, 2]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="takes"):
+            prepared.of([GOOD[0].astype(np.float64), GOOD[1]])
+        with pytest.raises(ValueError, match="takes 2 inputs"):
+            prepared.of(GOOD[:1])
+        with pytest.raises(ValueError, match="takes"):
+            prepared.of(GOOD[::-1])
+    for _ in range(20):  # arrays whose memory is given to the next: none is taken for another
+        fresh = [array.copy() for array in GOOD]
+        assert made[prepared.of(fresh) - 1][0] is fresh[0]
+    assert prepared.of(GOOD) > 20

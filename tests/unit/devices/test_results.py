@@ -26,8 +26,8 @@ from devices.results import (
     machine_of,
     read_results,
     records_of,
-    to_csv,
 )
+from devices.results_csv import to_csv
 
 ROOT = Path(__file__).parents[3]
 FACTS: dict[str, Any] = {"cpu_model": "Cortex-A72", "architecture": "aarch64", "cores": 4, "memory_mb": 3791}
@@ -137,7 +137,7 @@ def test_damaged_and_newer_lines_are_told_by_number(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     append_results(path, [record()])
     with path.open("ab") as stream:
-        stream.write(b'not json\n{"schema_version": 1}\n{"schema_version": 2, "all": "new"}\n\n[]\n')
+        stream.write(b'not json\n{"schema_version": 1}\n{"schema_version": 3, "all": "new"}\n\n[]\n')
     append_results(path, [record()])
     found = read_results(path)
     assert (len(found.records), found.damaged, found.newer) == (2, (2, 3, 6), (4,))

@@ -20,18 +20,17 @@ from pipeline.measuring import (
     BenchOptions,
     bench_options,
     measure,
-    parse_seconds,
-    parse_threads,
     try_record,
     with_image,
     with_threads,
     work,
 )
+from pipeline.measuring_options import parse_seconds, parse_threads
 from pipeline.measuring_text import WIDTH, bench_lines, profile_lines, regression_lines, sustained_lines
 
 ASKED: dict[str, Any] = {
     "threads": None, "cores": None, "governor": None, "min_count": 40, "min_time": 0.0, "max_time": None,
-    "precision": 0.0, "sessions": None, "compare": False, "sustained": None, "seed": 0,
+    "precision": 0.0, "sessions": None, "compare": False, "sustained": None, "seed": 0, "rules": None,
 }  # fmt: skip
 QUICK = ("--min-count", "40", "--min-time", "0", "--precision", "0", "--device", "fake")
 
