@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from devices.errors import CompiledMisfitError, ModelRejectedError
 from devices.loading import Loading
@@ -78,6 +78,7 @@ class CompiledManifest(Frozen):
         source: The model's files; the one that is named in front.
         files: The compiled file in front, then what must lie beside it.
         num_threads: That it was made with.
+        input_shapes: By name the shape of an input that the model leaves free.
         seconds: That compiling took, measured.
         parity: The compiled form beside the plain one, on the device; None where it can't run there.
         parity_reason: Why it is None.
@@ -99,6 +100,7 @@ class CompiledManifest(Frozen):
     source: tuple[CompiledFile, ...]
     files: tuple[CompiledFile, ...]
     num_threads: int = 1
+    input_shapes: dict[str, tuple[int, ...]] = Field(default={})
     seconds: float
     parity: dict[str, Any] | None = None
     parity_reason: str | None = None

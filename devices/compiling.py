@@ -79,6 +79,7 @@ def compile_on(
         source=tuple(map(file_record, [*source, weights] if source[0].suffix == ".xml" else source)),
         files=tuple(files),
         num_threads=params["num_threads"],
+        input_shapes=case.input_shapes,
         seconds=made["seconds"],
         notes=(_PORTABLE,) if portable else (),
     )
@@ -102,6 +103,7 @@ def compiled_case(path: Path, manifest: CompiledManifest, *, label: str, num_thr
         sha256=manifest.files[0].sha256,
         weights_sha256=manifest.files[1].sha256 if len(manifest.files) > 1 else None,
         num_threads=num_threads,
+        input_shapes=manifest.input_shapes,
         compiled=manifest,
     )
 
@@ -144,7 +146,9 @@ def _start(profile: DeviceProfile, transport: Transport, case: Case) -> dict[str
     settings = BenchmarkSettings()
     with transport.start_agent() as agent:
         refuse_misfit(profile, agent, case)
-        imported = agent.request("import_runtime", {"runtime": case.runtime}, timeout_s=settings.load_timeout_s)
+        cached = case.compiled is not None and case.compiled.form == "xnnpack_cache"
+        runtime = "litert_cached" if cached else case.runtime
+        imported = agent.request("import_runtime", {"runtime": runtime}, timeout_s=settings.load_timeout_s)
         loaded = agent.request("load", load_params(profile, transport, case), timeout_s=settings.load_timeout_s)
         agent.request("warm_up", _WARM_UP, timeout_s=settings.inference_timeout_s)
         measured = agent.request("measure", _BLOCK, timeout_s=settings.inference_timeout_s)

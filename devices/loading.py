@@ -31,7 +31,7 @@ class Form(Frozen):
     """Medians of one form of a model over all starts.
 
     Attributes:
-        import_ms: Importing the runtime, which is the same for both.
+        import_ms: Importing the runtime. LiteRT takes a cache of weights through other modules, which take longer.
         load_ms: From the file to a model that is ready, without the import.
         first_inference_ms: The first inference.
         start_ms: All three together: from a fresh process to the first answer.
@@ -120,25 +120,27 @@ def _verdict(
     rows: Sequence[Mapping[str, Mapping[str, float]]], medians: Mapping[str, Form], ratios: Mapping[str, Comparison]
 ) -> str:
     """What a user gains; a difference only where the interval of its ratio excludes one."""
-    load, latency = ratios["load_ms"], ratios["latency_ms"]
-    before, after = medians["plain"].load_ms, medians["compiled"].load_ms
+    load, start, latency = ratios["load_ms"], ratios["start_ms"], ratios["latency_ms"]
     if load.interval is None:
-        said = f"Load time: {len(rows)} starts are too few to tell; {LEAST_PAIRS} give an interval."
-    elif load.verdict == "faster":
-        said = f"Saves {before - after:.1f} ms of {before:.1f} ms of loading at each start."
-    elif load.verdict == "slower":
-        said = (
-            f"Saves nothing: loading takes {after - before:.1f} ms longer than the {before:.1f} ms of the model itself."
-        )
-    else:
-        said = (
-            f"Saves nothing that can be told: loading takes {after:.1f} ms, that of the model itself {before:.1f} ms."
-        )
-    if latency.verdict == "slower":
-        said += f" But each later inference takes {latency.ratio:.2f} times as long."
-    elif latency.verdict == "faster":
-        said += f" Each later inference takes {latency.ratio:.2f} times as long."
-    return said
+        return f"{len(rows)} starts are too few to tell what it saves; {LEAST_PAIRS} give an interval."
+    plain, compiled = medians["plain"], medians["compiled"]
+    said = [_part("loading", load, plain.load_ms, compiled.load_ms)]
+    if start.verdict != load.verdict:
+        said.append(_part("a whole start, import to first answer", start, plain.start_ms, compiled.start_ms))
+    if latency.verdict != "can't tell":
+        joint = "But each" if latency.verdict == "slower" else "Each"
+        said.append(f"{joint} later inference takes {latency.ratio:.2f} times as long.")
+    return " ".join(said)
+
+
+def _part(what: str, ratio: Comparison, before: float, after: float) -> str:
+    """What is gained in one part of a start."""
+    times = f"{before:.1f} -> {after:.1f} ms"
+    if ratio.verdict == "faster":
+        return f"Saves {before - after:.1f} ms of {what} ({times})."
+    if ratio.verdict == "slower":
+        return f"Saves nothing of {what}: it takes longer ({times})."
+    return f"Saves nothing of {what} that can be told ({times})."
 
 
 def times_of(imported: Mapping[str, Any], loaded: Mapping[str, Any], latencies_ns: Sequence[int]) -> dict[str, float]:

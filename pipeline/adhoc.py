@@ -18,6 +18,7 @@ from devices.measurement import Case
 from devices.profile import DeviceProfile
 from pipeline.answers import answers_on
 from pipeline.artifacts import ArtifactStore
+from pipeline.bench_loading import compiled_case_of
 from pipeline.errors import CorruptArtifactError, InputError, StageError
 from pipeline.gates import parity_rows
 from pipeline.imports.checks import check_image_input
@@ -38,6 +39,7 @@ from pipeline.stages.reference_model import ReferenceStage
 from pipeline.stages.samples import SamplesStage
 from pipeline.targets import TARGETS, inspect_model, target_of
 from pipeline.targets.base import model_files
+from pipeline.vela import CUSTOM_OPERATION
 
 _SUFFIXES = frozenset(target.suffix for target in TARGETS.values())
 
@@ -52,7 +54,8 @@ def cases_of_models(
 ) -> list[Case]:
     """Returns what is to be measured of model files.
 
-    What no runtime takes as it is, a Keras model or a SavedModel, is exported in float32 to every target first.
+    What no runtime takes as it is, a Keras model or a SavedModel, is exported in float32 to every target first. A
+    compiled file is told by the `compiled.json` beside it.
 
     Args:
         paths: Files of runtimes, Keras models, SavedModels.
@@ -69,6 +72,10 @@ def cases_of_models(
     shapes = {each.name: each.shape for each in description.inputs if each.name and each.shape}
     cases = []
     for path in paths:
+        compiled = compiled_case_of(path, profile)
+        if compiled is not None:
+            cases.append(compiled)
+            continue
         if path.is_file() and path.suffix.lower() in _SUFFIXES:
             cases.append(_case(path, str(path), input_shapes=shapes))
             continue
@@ -294,6 +301,11 @@ def _case(
     path: Path, label: str, *, num_threads: int | None = None, input_shapes: Mapping[str, Any] | None = None
 ) -> Case:
     summary = inspect_model(path)
+    if CUSTOM_OPERATION in summary.operations:
+        raise InputError(
+            f"{path} was compiled by Vela: it runs on an Ethos-U alone, and no wheel of a runtime has the delegate for "
+            f"it. Measure the int8 file that it was made of, on the CPU."
+        )
     names = {tensor.name for tensor in summary.inputs}
     return Case(
         id=label,

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from devices.profile_parts import EthosU
-from pipeline.errors import InputError, StageCrashError, UnsupportedModelError
+from pipeline.errors import StageCrashError, UnsupportedModelError
 from pipeline.targets import inspect_model
 
-CUSTOM_OPERATION = "ethos-u"
-"""What Vela calls the one operation that stands for all that run on the NPU."""
+CUSTOM_OPERATION = "CUSTOM:ethos-u"
+"""How the operation that stands for all that run on the NPU is called among those of a file."""
 _PRECISIONS = ("int8", "int16x8", "mixed")
 """Of files with operations that the NPU has."""
 _TIMEOUT_S = 1800
@@ -43,20 +43,20 @@ def compile_with_vela(path: Path, ethos_u: EthosU, out_path: Path) -> dict[str, 
         See `predictions`.
 
     Raises:
-        InputError: The file is not quantized, or is no TFLite file, or Vela is not installed.
-        UnsupportedModelError: Vela refuses it, or finds nothing in it for the NPU.
+        UnsupportedModelError: The file is not quantized, or is no TFLite file; Vela is not installed, refuses it, or
+            finds nothing in it for the NPU.
         StageCrashError: Vela ended without a result.
     """
     _check_precision(path)
     if importlib.util.find_spec("ethosu") is None:
-        raise InputError(f"Vela is not installed. It is the package ethos-u-vela: {_EXTRA}.")
+        raise UnsupportedModelError(f"Vela is not installed. It is the package ethos-u-vela: {_EXTRA}.")
     with tempfile.TemporaryDirectory(prefix="edgeship-vela-") as scratch:
         directory = Path(scratch)
         model = directory / "model.tflite"
         model.write_bytes(path.read_bytes())  # Vela names its files, and a tensor, after the model's
         said = _run(
             ["--accelerator-config", ethos_u.accelerator, "--config", _CONFIG, "--system-config", ethos_u.system_config,
-             "--memory-mode", ethos_u.memory_mode, "--show-cpu-operations", "--output-dir", "out", model.name],
+             "--memory-mode", ethos_u.memory_mode, "--verbose-performance", "--output-dir", "out", model.name],
             directory,
         )  # fmt: skip
         made = directory / "out" / "model_vela.tflite"
@@ -67,7 +67,8 @@ def compile_with_vela(path: Path, ethos_u: EthosU, out_path: Path) -> dict[str, 
         found = predictions(_rows(summaries[0])[0], _rows(layers), said)
         if found["npu_operations"] == 0:
             raise UnsupportedModelError(
-                f"Vela finds nothing in {path} that the {ethos_u.accelerator} can run: {_named(found)}. Run it on the CPU."
+                f"Vela finds nothing in {path} that the {ethos_u.accelerator} can run: {_named(found)}. Run it on "
+                f"the CPU."
             )
         out_path.write_bytes(made.read_bytes())
     return found
@@ -126,14 +127,18 @@ def cpu_operations(found: Mapping[str, Any]) -> str:
 def _check_precision(path: Path) -> None:
     summary = inspect_model(path)
     if path.suffix.lower() != ".tflite":
-        raise InputError(f"Vela compiles .tflite files, not {path.name}. Give the int8 export of the target litert.")
+        raise UnsupportedModelError(
+            f"Vela compiles .tflite files, not {path.name}. Give the int8 export of the target litert."
+        )
     if CUSTOM_OPERATION in summary.operations:
-        raise InputError(f"{path} was compiled by Vela already. Give the int8 .tflite file that it was made of.")
+        raise UnsupportedModelError(
+            f"{path} was compiled by Vela already. Give the int8 .tflite file that it was made of."
+        )
     if summary.precision not in _PRECISIONS:
-        raise InputError(
+        raise UnsupportedModelError(
             f"{path} holds {summary.precision}, but an Ethos-U computes in integers: expected int8 weights and "
-            f"activations. Export it in int8 (edgeship convert {path.name} --target litert --precision int8), or compile "
-            f"it for the CPU with --form xnnpack_cache."
+            f"activations. Export it in int8 (edgeship convert {path.name} --target litert --precision int8), or "
+            f"compile it for the CPU with --form xnnpack_cache."
         )
 
 
@@ -145,7 +150,7 @@ def _run(arguments: Sequence[str], directory: Path) -> str:
         StageCrashError: It did not end in time.
     """
     # -P: what lies in the working directory never stands in for a module of Vela's or of Python.
-    command = [sys.executable, "-P", "-m", "ethosu.vela.vela", *arguments]
+    command = [sys.executable, "-P", "-m", "ethosu.vela", *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", cwd=directory, timeout=_TIMEOUT_S, check=False
