@@ -145,8 +145,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"{' or '.join(map(str, starts))} starts of each form, each in a process of its own, the compiled form and the "
         f"model itself in turns. Times are medians in milliseconds, `measured`. A ratio is of the compiled form to the "
         f"model, with the exact {CONFIDENCE:.0%} interval of paired ratios (Hodges and Lehmann, as in decision 14); in "
-        f"bold where the interval excludes 1. **Load** is from the file to a model that is ready, without the import of "
-        f"the runtime; **start** is import, load and first inference together. The machine had other work meanwhile "
+        f"bold where the interval excludes 1. **Load** is from the file to a model that is ready, without the import "
+        f"of the runtime; **start** is import, load and first inference together. The machine had other work meanwhile "
         f"(load average {min(loads):.1f} to {max(loads):.1f} on 2 cores), so that times are too long; ratios are of "
         f"starts beside each other. All files are in the page cache: a start after the board's own reads them from its "
         f"storage besides."
@@ -164,7 +164,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| network | precision | load | compiled | ratio | start | compiled | ratio | inference | size, KiB | answers |",
+        "| network | precision | load | compiled | ratio | start | compiled | ratio | inference | KiB | answers |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
