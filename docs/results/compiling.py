@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"storage besides."
     )
     features = ", ".join(processor["cpu_features"])
-    parts = ["# What compiling saves", "", intro, "", f"Processor: {processor['cpu_model']}, with {features}.", ""]
+    made_by = f"Processor: {processor['cpu_model']}, with {features}."
+    parts = ["# What compiling saves", "", textwrap.fill(intro, 118), "", textwrap.fill(made_by, 118), ""]
     for form in FORMS:
         own = [row for row in measured if row["form"] == form]
         if own:
@@ -198,7 +200,7 @@ def _predictions(rows: list[dict[str, Any]]) -> list[str]:
         f"without the operations on the CPU."
     )
     lines = [
-        intro,
+        textwrap.fill(intro, 118),
         "",
         "| network | ms | per second | cycles | SRAM, KiB | DRAM, KiB | operations on the NPU | on the CPU |",
         "|---|---|---|---|---|---|---|---|",
