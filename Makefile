@@ -49,6 +49,10 @@ train: setup ## Train RECIPE, or try that out: ARGS=--dry-run, ARGS=--find-learn
 export: setup ## Export RECIPE to every target and precision and verify the files
 	$(BIN)/edgeship run $(RECIPE) --until verify $(DEVICE_OPTION) $(ARGS)
 
+.PHONY: compile
+compile: setup ## Compile the exported models of RECIPE for DEVICE, and say what that saves at a start
+	$(BIN)/edgeship compile $(RECIPE) $(DEVICE_OPTION) $(ARGS)
+
 .PHONY: bench
 bench: setup ## Measure the exported models of RECIPE on DEVICE
 	$(BIN)/edgeship run $(RECIPE) --until benchmark $(DEVICE_OPTION) $(ARGS)

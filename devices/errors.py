@@ -3,6 +3,7 @@
     DeviceError                      exit code
     ├── ProfileError                 2   a device profile that can't be read, or a device nobody described
     ├── ModelRejectedError           2   the runtime raised while it loaded the file: bad file, wrong digest
+    │   └── CompiledMisfitError      2   a compiled file is of another version of the runtime, or another processor
     ├── AgentCrashedError            3   the agent's process ended without an answer
     ├── AgentTimeoutError            3   the agent did not answer in time and was ended
     ├── RuntimeMissingError          3   the runtime is not installed on the device
@@ -56,6 +57,10 @@ class ModelRejectedError(DeviceError):
     """The runtime refused the model file with an exception, or its digest is not the expected one."""
 
     exit_code = 2
+
+
+class CompiledMisfitError(ModelRejectedError):
+    """A compiled file was made for another version of the runtime or another processor than the device has."""
 
 
 class AgentCrashedError(DeviceError):
@@ -126,6 +131,7 @@ ERRORS: dict[str, type[DeviceError]] = {
         DeviceError,
         ProfileError,
         ModelRejectedError,
+        CompiledMisfitError,
         AgentCrashedError,
         AgentTimeoutError,
         RuntimeMissingError,

@@ -166,7 +166,7 @@ def _begins(version: str | None, beginning: str | None) -> bool:
 def _one_cluster(cluster: Mapping[str, Any]) -> str:
     cpus = list(cluster["cpus"])
     numbers = f"{cpus[0]}-{cpus[-1]}" if len(cpus) == cpus[-1] - cpus[0] + 1 > 1 else ",".join(map(str, cpus))
-    frequency = "" if cluster["max_mhz"] is None else f", {cluster['max_mhz']:.0f} MHz"
+    frequency = "" if cluster.get("max_mhz") is None else f", {cluster['max_mhz']:.0f} MHz"
     return f"{len(cpus)} x {cluster['core']} ({numbers}{frequency})"
 
 

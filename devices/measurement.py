@@ -23,7 +23,7 @@ from devices.records import (
     Prediction,
     SampleFile,
 )
-from devices.rounds import TIMEOUT_S, Bench, Tell, Track, load, load_params
+from devices.rounds import TIMEOUT_S, Bench, Tell, Track, load, load_params, refuse_misfit
 from devices.transports import Agent, open_transport
 
 COMPARED_SESSIONS = 10
@@ -196,6 +196,7 @@ def profile_case(profile: DeviceProfile, case: Case, *, count: int = 20) -> dict
     """
     transport = open_transport(profile)
     with transport.start_agent() as agent:
+        refuse_misfit(profile, agent, case)
         params = {**load_params(profile, transport, case), "count": count}
         found: dict[str, Any] = agent.request("profile", params, timeout_s=BenchmarkSettings().load_timeout_s)
     return found

@@ -32,7 +32,7 @@ from ruamel.yaml.error import YAMLError
 from devices.address import host_variable, parse_address
 from devices.board.runners import RUNNERS
 from devices.errors import ProfileError
-from devices.profile_parts import Budgets, CoreCluster, Frozen, Sensor, Sensors, Storage
+from devices.profile_parts import Budgets, CoreCluster, EthosU, Frozen, Sensor, Sensors, Storage
 from devices.transport_config import (
     AdbTransport,
     FakeTransport,
@@ -45,7 +45,17 @@ from devices.transport_config import (
 PROFILES_DIR = Path(__file__).parent / "profiles"
 
 FACTS = (
-    *("board_model", "soc", "architecture", "cpu_features", "cores", "clusters", "accelerators", "memory_mb"),
+    *(
+        "board_model",
+        "soc",
+        "architecture",
+        "cpu_features",
+        "cores",
+        "clusters",
+        "accelerators",
+        "ethos_u",
+        "memory_mb",
+    ),
     *("storage", "os", "python_version", "libc", "runtimes", "sensors"),
 )
 """The keys of a profile that state a fact, which may have a source."""
@@ -73,6 +83,7 @@ class DeviceProfile(Frozen):
         cores: Logical cores.
         clusters: The same by kind, in the order of their numbers.
         accelerators: Other processors for networks that the board has, for people.
+        ethos_u: Of these the one that models are compiled for with Vela.
         memory_mb: Main memory in MiB.
         storage: What the system lies on.
         os: The system that this profile is written for, such as "Debian GNU/Linux 12 (bookworm)".
@@ -100,6 +111,7 @@ class DeviceProfile(Frozen):
     cores: PositiveInt | None = None
     clusters: tuple[CoreCluster, ...] | None = Field(default=None, min_length=1)
     accelerators: tuple[str, ...] = ()
+    ethos_u: EthosU | None = None
     memory_mb: PositiveInt | None = None
     storage: Storage | None = None
     os: str | None = None
@@ -290,6 +302,7 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
         ("budgets",): Budgets,
         ("clusters",): CoreCluster,
         ("storage",): Storage,
+        ("ethos_u",): EthosU,
         ("sensors",): Sensors,
         **{("sensors", quantity): Sensor for quantity in Sensors.model_fields},
         ("transport", "local"): LocalTransport,

@@ -131,3 +131,17 @@ class Budgets(Frozen):
     size_bytes: PositiveInt | None = None
     energy_mj: PositiveFloat | None = None
     accuracy: float | None = Field(default=None, ge=0, le=1)
+
+
+class EthosU(Frozen):
+    """A neural processor of Arm's Ethos-U series, and what Vela is told of it.
+
+    Attributes:
+        accelerator: Its kind and number of multipliers, such as ethos-u65-256.
+        system_config: A section of Vela's configuration file: clock, and bandwidth and latency of the memories.
+        memory_mode: A section of it: what lies in which memory.
+    """
+
+    accelerator: str = Field(pattern=r"^ethos-u\d{2}-\d+$")
+    system_config: str = Field(min_length=1)
+    memory_mode: str = Field(min_length=1)

@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from devices.comparison import Comparison
+from devices.compiled import CompiledManifest
 from devices.latency import LatencySummary
+from devices.loading import Loading
 from devices.profile import LatencyLabel
 
 
@@ -42,6 +44,7 @@ class Case(_Frozen):
         input_shapes: By the input's name its whole shape, where the file leaves dimensions free. Without an
             entry a free first dimension is 1, and no other may be free.
         image: Measures the whole way of `min_count` images beside the inference alone; None measures that alone.
+        compiled: Of a compiled file its manifest, which must fit the device.
     """
 
     id: str
@@ -52,6 +55,7 @@ class Case(_Frozen):
     num_threads: PositiveInt | None = None
     input_shapes: dict[str, tuple[PositiveInt, ...]] = {}
     image: ImageInput | None = None
+    compiled: CompiledManifest | None = None
 
 
 class BenchmarkSettings(_Frozen):
@@ -168,6 +172,8 @@ class CaseResult(_Frozen):
         baseline_memory_mb: Resident memory of the agent before the runtime was imported, in MiB.
         peak_memory_mb: The highest resident memory of the agent, in MiB.
         peak_memory_reason: Why it is None.
+        compiled: The form of a compiled file; None for a model as it was exported.
+        loading: Of a compiled file, what it saves at a start, where that was measured.
         error: What went wrong.
     """
 
@@ -197,6 +203,8 @@ class CaseResult(_Frozen):
     baseline_memory_mb: float | None = None
     peak_memory_mb: float | None = None
     peak_memory_reason: str | None = None
+    compiled: str | None = None
+    loading: Loading | None = None
     error: CaseError | None = None
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from devices.board.end_to_end import STAGES
+from devices.compiled import check_fits
 from devices.errors import DeviceError, ModelRejectedError
 from devices.latency import percentile, percentile_intervals, relative_half_width, summarize
 from devices.monitor import Monitor, slowdown
@@ -266,6 +267,7 @@ class Bench:
             energy_reason=track.energy_reason,
             runtime_memory_mb=self._runtime_memory.get(case.runtime),
             stopped_by=track.stopped_by,
+            compiled=case.compiled and case.compiled.form,
             warm_up_count=track.warm_up_count,
             **{
                 **loaded,
@@ -328,12 +330,25 @@ def load(
     """Sends the model file to the device and has the agent load it.
 
     Raises:
+        CompiledMisfitError: It is compiled for another processor or version; nothing was sent.
         DeviceError: The device or the model can't be used.
     """
+    refuse_misfit(profile, agent, case)
     answer: dict[str, Any] = agent.request(
         "load", load_params(profile, transport, case, cores=cores), timeout_s=timeout_s
     )
     return answer
+
+
+def refuse_misfit(profile: DeviceProfile, agent: Agent, case: Case) -> None:
+    """Asks the device what it is, where a case is compiled, before its file is sent.
+
+    Raises:
+        CompiledMisfitError: The file is of another processor or version.
+    """
+    if case.compiled is not None:
+        facts = agent.request("facts", timeout_s=TIMEOUT_S)
+        check_fits(case.compiled, facts, path=case.path, device=profile.name)
 
 
 def load_params(

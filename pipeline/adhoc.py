@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from devices.measurement import Case
 from devices.profile import DeviceProfile
 from pipeline.artifacts import ArtifactStore
+from pipeline.bench_loading import compiled_case_of
 from pipeline.errors import CorruptArtifactError, InputError, StageError
 from pipeline.evaluation import Asked, Evaluation, ModelFile, case_of, evaluate_file
 from pipeline.gates import parity_rows
@@ -35,6 +36,7 @@ from pipeline.stages.reference_model import ReferenceStage
 from pipeline.stages.samples import SamplesStage
 from pipeline.targets import TARGETS, inspect_model
 from pipeline.targets.base import model_files
+from pipeline.vela import CUSTOM_OPERATION
 
 _SUFFIXES = frozenset(target.suffix for target in TARGETS.values())
 
@@ -49,7 +51,8 @@ def cases_of_models(
 ) -> list[Case]:
     """Returns what is to be measured of model files.
 
-    What no runtime takes as it is, a Keras model or a SavedModel, is exported in float32 to every target first.
+    What no runtime takes as it is, a Keras model or a SavedModel, is exported in float32 to every target first. A
+    compiled file is told by the `compiled.json` beside it.
 
     Args:
         paths: Files of runtimes, Keras models, SavedModels.
@@ -66,6 +69,10 @@ def cases_of_models(
     shapes = {each.name: each.shape for each in description.inputs if each.name and each.shape}
     cases = []
     for path in paths:
+        compiled = compiled_case_of(path, profile)
+        if compiled is not None:
+            cases.append(compiled)
+            continue
         if path.is_file() and path.suffix.lower() in _SUFFIXES:
             cases.append(_case(path, str(path), input_shapes=shapes))
             continue
@@ -282,7 +289,13 @@ def _without_names(description: ModelDescription) -> ModelDescription:
 
 
 def _case(path: Path, label: str, *, input_shapes: Mapping[str, Any] | None = None) -> Case:
-    names = {tensor.name for tensor in inspect_model(path).inputs}
+    summary = inspect_model(path)
+    if CUSTOM_OPERATION in summary.operations:
+        raise InputError(
+            f"{path} was compiled by Vela: it runs on an Ethos-U alone, and no wheel of a runtime has the delegate for "
+            f"it. Measure the int8 file that it was made of, on the CPU."
+        )
+    names = {tensor.name for tensor in summary.inputs}
     shapes = {name: shape for name, shape in (input_shapes or {}).items() if name in names}
     return case_of(path).model_copy(update={"id": label, "input_shapes": shapes})
 

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 import click
 
-STAGE_NAMES = ("data", "model", "train", "calibrate", "search", "export", "verify", "benchmark", "select", "report")
+STAGE_NAMES = ("data", "model", "train", "calibrate", "search", "export", "verify", "compile", "benchmark",
+               "select", "report")  # fmt: skip
 
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the last words of child processes.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object.")
@@ -466,6 +467,13 @@ def bench_int8(
 @_bench_options
 @click.option("--image", type=click.Path(path_type=Path), help="Times its whole way too: decode to softmax.")
 @click.option("--profile", "profiled", is_flag=True, help="Say where operations run, and how long each takes.")
+@click.option(
+    "--starts",
+    type=click.IntRange(0, 200),
+    default=10,
+    show_default=True,
+    help="Of a compiled file, and of the model it was made of, in turns.",
+)
 @_describes_model
 @_RESULTS
 @_STORE
@@ -477,6 +485,7 @@ def bench(
     asked: dict[str, Any],
     image: Path | None,
     profiled: bool,
+    starts: int,
     described: dict[str, Any],
     results: Path,
     store: Path,
@@ -485,10 +494,11 @@ def bench(
 ) -> None:
     """Measure MODEL files side by side on a device.
 
-    A .tflite, .onnx or .xml file runs as it is; a .keras file or a SavedModel is exported to every target first.
+    A .tflite, .onnx or .xml file runs as it is, and so does what edgeship compile made of one; a .keras file or a
+    SavedModel is exported to every target first.
     """
     from devices.profile import load_profile
-    from pipeline import by_rules, measuring, measuring_text
+    from pipeline import bench_loading, by_rules, compilation_text, measuring, measuring_text
     from pipeline.adhoc import cases_of_models
     from pipeline.model_options import description_of
     from pipeline.remote_store import open_store
@@ -512,10 +522,12 @@ def bench(
                 raise unwritten
             return
         result = measuring.measure(device, cases, options, tell=progress.show)
+        result = bench_loading.with_loading(device, cases, result, starts=starts, seed=options.seed, tell=progress.show)
     unwritten = measuring.try_record(results, result)
     places = measuring.profiles(device, cases) if profiled else {}
     printed = measuring.printed(result, places)
     lines = measuring_text.bench_lines(result) + measuring_text.profile_lines(places)
+    lines += compilation_text.bench_loading_lines(result)
     _print_lines(lines, printed, as_json=as_json)
     _end_of_bench([case.error for case in result.cases if case.error], unwritten)
 
@@ -605,6 +617,77 @@ def _converted_cells(row: dict[str, Any]) -> tuple[str, ...]:
         _cell(row["accuracy_drop"], 4),
         "failed" if broken else "passed",
     )
+
+
+@command(main, "compile")
+@click.argument("path", metavar="RECIPE_OR_MODEL", type=click.Path(path_type=Path))
+@_DEVICE
+@click.option(
+    "--form",
+    "forms",
+    multiple=True,
+    type=click.Choice(["xnnpack_cache", "ort", "openvino_blob", "vela"]),
+    help="Of a recipe repeatable. [default: what suits the model's runtime and the device]",
+)
+@click.option("--here", is_flag=True, help="Compile on this machine, for any processor; ONNX Runtime alone.")
+@click.option(
+    "--starts",
+    type=click.IntRange(0, 200),
+    default=10,
+    show_default=True,
+    help="Of the compiled form and of the model itself, in turns; 6 or more give an interval.",
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Of one inference.  [default: profile's]")
+@click.option("--shape", "shapes", multiple=True, metavar="[NAME=]1,N,...", help="Fixes free dimensions.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for the files.  [default: beside the model]")
+@_SET
+@_STORE
+@_SHARED_STORE
+@_RUNS
+@_JSON
+def compile_command(
+    path: Path,
+    device_name: str,
+    forms: tuple[str, ...],
+    here: bool,
+    starts: int,
+    threads: int | None,
+    shapes: tuple[str, ...],
+    out: Path | None,
+    overrides: tuple[str, ...],
+    store: Path,
+    shared_store: str | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Compile a MODEL, or all exports of a RECIPE, for a device, and say what that saves at a start.
+
+    A compiled file is bound to the runtime's version and to the processor; edgeship bench takes it, and refuses it
+    for a device that it does not fit.
+    """
+    from devices.profile import load_profile
+    from pipeline import compiling
+    from pipeline.remote_store import open_store
+
+    asked = compiling.Asked(forms=forms, here=here, starts=starts, threads=threads, shapes=shapes, out=out)
+    if path.suffix in (".yaml", ".yml"):
+        reports: list[dict[str, Any]] = []
+        errors: list[Any] = []
+        for recipe in compiling.recipes_to_compile(path, overrides, asked):
+            with _watched(recipe, runs) as tracking:
+                report, failed = compiling.compile_recipe(
+                    recipe, device_name, open_store(store, shared_store), runs / recipe.name, tell=tracking.tell
+                )
+            reports, errors = [*reports, report], [*errors, *failed]
+        lines = [line for report in reports for line in compiling.recipe_lines(report, runs / report["recipe"])]
+        _print_lines(lines, reports[0] if len(reports) == 1 else {"runs": reports}, as_json=as_json)
+        for error in errors:
+            _show_details(error.details)
+            click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+        sys.exit(max((error.exit_code for error in errors), default=0))
+    with _progress() as progress:
+        made = compiling.compile_model(path, load_profile(device_name), asked, overrides, tell=progress.show)
+    _print_lines(made.lines(), made.to_dict(), as_json=as_json)
 
 
 @command(main, "eval")

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from models.spec import MIN_RESOLUTION
 from pipeline.benchmark_config import BenchmarkConfig
+from pipeline.compile_config import CompileConfig
 from pipeline.errors import RecipeError
 from pipeline.gates import GatesConfig
 from pipeline.model_config import AnyModelConfig, BudgetModelConfig, OwnModelConfig, form_of_model
@@ -55,6 +56,7 @@ class Recipe(FrozenConfig):
         calibrate: How its confidence is calibrated.
         quantization: What int8 takes its ranges from.
         export: Targets and precisions.
+        compile: What is compiled for the devices.
         benchmark: How long is measured.
         gates: What must hold.
         select: What is made small.
@@ -69,6 +71,7 @@ class Recipe(FrozenConfig):
     calibrate: CalibrateConfig = CalibrateConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     export: ExportConfig = ExportConfig()
+    compile: CompileConfig = CompileConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     gates: GatesConfig = GatesConfig()
     select: SelectConfig = SelectConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline import compilation_text
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
@@ -40,6 +41,14 @@ def report_of(result: RunResult) -> dict[str, Any]:
         "searches": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("search/")],
         "frontiers": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("frontier/")],
         "spreads": [artifacts[name].manifest.metrics for name in artifacts if name.startswith("spread/")],
+        "compiled": [
+            {
+                **artifacts[name].manifest.metrics,
+                "path": str(artifacts[name].file(artifacts[name].manifest.metrics["model"])),
+            }
+            for name in artifacts
+            if name.startswith("compile/")
+        ],
         "benchmarks": _benchmarks(result),
         "devices": _devices(result),
         "selected": {
@@ -251,6 +260,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     lines += spread_lines(report)
     lines += temperature_lines(report)
     lines += divergence_lines(report)
+    lines += compilation_text.report_lines(report)
     lines += [line for row in report["artifacts"] for line in worse_calibration_lines(row)]
     notes = {f"{row['target']} {row['precision']}: {row['note']}." for row in report["artifacts"] if row["note"]}
     lines += sorted(notes)

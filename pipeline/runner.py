@@ -1,7 +1,7 @@
 """Runs a recipe: the one place that knows the order of the stages.
 
-    data -> train -> calibrate -> search (each target) -> export (each target x precision) -> verify (each) -> benchmark
-    -> select (each device)
+    data -> train -> calibrate -> search (each target) -> export (each target x precision) -> verify (each) -> compile
+    (each device) -> benchmark (each device) -> select (each device)
 
 An export to int8 that has a limit to keep to is a walk over remedies (`pipeline.quantizing`), and `frontier` (each
 target) measures what it tried. Where int8 shifted the confidence, `temperature` takes that back; its artifact is then
@@ -24,11 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from devices.doctor import ask_facts
 from devices.errors import ERRORS as DEVICE_ERRORS
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile, load_profile
 from pipeline.artifacts import ArtifactStore
-from pipeline.errors import DataError, EdgeshipError, InputError, StageError
+from pipeline.errors import DataError, EdgeshipError, GateError, InputError, StageError
 from pipeline.executor import StageExecutor
 from pipeline.imports.description import ModelDescription
 from pipeline.making import host_facts, plan_of, take_or_make
@@ -43,6 +44,7 @@ from pipeline.sources.samples import ArraysConfig, RandomConfig
 from pipeline.stages.base import Stage, Tell
 from pipeline.stages.benchmark import BenchmarkStage
 from pipeline.stages.calibrate import CalibrateStage
+from pipeline.stages.compile import CompileStage, binding_facts, forms_for
 from pipeline.stages.data import DataStage
 from pipeline.stages.fake import FakeCalibrateStage, FakeTrainStage
 from pipeline.stages.fit import FitStage
@@ -56,7 +58,8 @@ from pipeline.targets.base import RANGED, Precision, TargetName
 from pipeline.training.backends import expects_gpu, resolve_backend
 from pipeline.training.distribution import read_cluster
 
-STAGES = ("data", "model", "train", "calibrate", "search", "export", "verify", "benchmark", "select", "report")
+STAGES = ("data", "model", "train", "calibrate", "search", "export", "verify", "compile", "benchmark", "select",
+          "report")  # fmt: skip
 """In the order in which they run."""
 
 
@@ -230,6 +233,7 @@ class _Run:
             "search": quantizing.search,
             "export": quantizing.export,
             "verify": self._verify,
+            "compile": self._compile,
             "benchmark": self._benchmark,
             "select": self._select,
         }
@@ -345,6 +349,29 @@ class _Run:
             stage = VerifyStage(target=label.split("/")[0], host=host_facts())
             self.attempt(f"verify/{label}", stage, {"calibrate": "calibrate", "export": name})
 
+    def _compile(self) -> None:
+        config = self.recipe.compile
+        for profile in self._result.profiles if config.forms else ():
+            try:
+                facts = binding_facts(ask_facts(profile))
+            except DeviceError as error:  # it may do without for Vela, and the benchmark says the same again
+                self._result.failures.append(error)
+                facts = {}
+            for name in self._exported():
+                metrics = self.artifacts[name].manifest.metrics
+                for form in forms_for(metrics["target"], metrics["precision"], profile, config.forms):
+                    if not facts and form != "vela":
+                        continue
+                    stage = CompileStage(
+                        form=form,
+                        compile=config,
+                        num_threads=self.recipe.benchmark.num_threads,
+                        profile=profile,
+                        facts={} if form == "vela" else facts,
+                    )
+                    label = f"compile/{profile.name}/{name.removeprefix('export/')}/{form}"
+                    self.attempt(label, stage, {"export": name})
+
     def _benchmark(self) -> None:
         for profile in self._result.profiles:
             host = host_facts() if profile.transport.kind == "local" else {}
@@ -381,7 +408,7 @@ class _Run:
         started = time.monotonic()
         try:
             self._make(name, stage, inputs)
-        except (StageError, DeviceError) as error:
+        except (StageError, GateError, DeviceError) as error:
             seconds = time.monotonic() - started
             self._result.failures.append(error)
             self._result.stages.append(StageRecord(name, "", cached=False, seconds=seconds, error=error.message))

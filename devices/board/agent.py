@@ -4,7 +4,7 @@ hello                                                          -> protocol, pyth
 facts                                                          -> see `facts.collect`
 sample                                                         -> see `sensors.sample`
 set_governor {governor}, restore_governor                      -> nothing
-import_runtime {runtime}                                       -> memory before and after, of an agent without a model
+import_runtime {runtime}                                       -> memory before and after, and the time it took
 load {runtime, path, num_threads, sha256?, weights_sha256?,
       input_shapes?, cores?}                                   -> times, description, digest, size, memory, cores
 warm_up {min_count, min_time_s}                                -> count, seconds
@@ -14,6 +14,8 @@ measure_image {path, preprocess, transform, count?, time_s?,
 mlperf {scenario, min_duration_s, min_query_count,
         expected_latency_ns}                                   -> see `mlperf.run_scenario`
 profile {runtime, path, num_threads, input_shapes?, count?}    -> see `profiling.profile`
+compile {form, path, num_threads, sha256?, weights_sha256?,
+      input_shapes?, level?}                                   -> see `compiling.compile_model`
 memory                                                         -> peak_memory_mb
 predict {inputs: [{name, path, transform}], labels?, outputs?} -> see `prediction.predict`; `outputs` is a directory
 unload                                                         -> nothing
@@ -34,6 +36,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import numpy as np
 
 from . import facts, sensors
+from .companions import companion_of
+from .compiling import compile_model
 from .cores import pin
 from .end_to_end import ImagePath, stages_record
 from .errors import AgentError, ModelRejected
@@ -44,6 +48,7 @@ from .prediction import predict
 from .profiling import profile
 from .runners import IMPORTS, RUNNERS, Runner
 from .runners.contract import Feed, make_feeds
+from .runners.litert_cached import CACHE_SUFFIX
 
 PROTOCOL_VERSION = 3
 
@@ -94,6 +99,7 @@ class BoardAgent:
             "measure_image": self._measure_image,
             "mlperf": self._mlperf,
             "profile": self._profile,
+            "compile": self._compile,
             "memory": self._memory,
             "predict": self._predict,
             "unload": self._unload,
@@ -117,10 +123,11 @@ class BoardAgent:
         sensors.restore_governors(old)
 
     def _import_runtime(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
-        """Imports a runtime into an agent that has no model, to tell the memory of the one from the other's."""
-        before = resident_memory_mb()
+        """Imports a runtime into an agent that has no model, to tell its memory and its time from the model's."""
+        before, started = resident_memory_mb(), self._clock_ns()
         IMPORTS[params["runtime"]]()
-        return {"baseline_memory_mb": before, "runtime_memory_mb": resident_memory_mb()}
+        import_ms = (self._clock_ns() - started) / 1e6
+        return {"baseline_memory_mb": before, "runtime_memory_mb": resident_memory_mb(), "import_ms": import_ms}
 
     def _load(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         if self._runner is not None:
@@ -236,6 +243,17 @@ class BoardAgent:
             make_inputs=lambda records, feeds: _random_inputs(records, feeds)[0],
         )
 
+    def _compile(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
+        _check_files(params["path"], params.get("sha256"), params.get("weights_sha256"))
+        return compile_model(
+            params["form"],
+            params["path"],
+            self._scratch_dir(),
+            num_threads=params["num_threads"],
+            input_shapes=params.get("input_shapes") or {},
+            level=params.get("level") or "all",
+        )
+
     def _memory(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         return peak_memory()
 
@@ -326,14 +344,21 @@ def _infer_first(runner: Runner, inputs: Sequence[Array[Any, Any]], path: str) -
 
 
 def _check_files(path: str, sha256: Optional[str], weights_sha256: Optional[str]) -> List[Dict[str, Any]]:
-    """Name, digest and size of the model file, and of the weights beside an OpenVINO one.
+    """Name, digest and size of the model file, and of the file that belongs to it, such as OpenVINO's weights.
 
     Raises:
-        ModelRejected: A file is missing, or its digest is not the expected one.
+        ModelRejected: A file is missing, or its digest is not the expected one; or a cache of weights comes without
+            the digests, and nobody knows whether it is of this model.
     """
-    expected = [(path, sha256)]
-    if path.endswith(".xml") and os.path.isfile(path[:-4] + ".bin"):
-        expected.append((path[:-4] + ".bin", weights_sha256))
+    expected, companion = [(path, sha256)], companion_of(path)
+    if path.endswith(CACHE_SUFFIX) and None in (sha256, weights_sha256):
+        raise ModelRejected(
+            f"{path} is a cache of weights, and is loaded only with its digest and that of the model it was made of: "
+            "with another model the runtime would answer for the wrong one, without a word. Compile it with edgeship "
+            "compile, which writes both down"
+        )
+    if companion is not None and (weights_sha256 is not None or os.path.isfile(companion)):
+        expected.append((companion, weights_sha256))
     records = []
     for file, digest in expected:
         try:

@@ -12,6 +12,7 @@ from .errors import AgentError
 from .runners import RUNNERS
 from .runners.contract import Feed, InputShapes, make_feeds
 from .runners.litert import import_interpreter
+from .runners.litert_cached import CACHE_SUFFIX
 from .runners.onnxruntime import import_onnxruntime, session_options
 from .runners.openvino import import_openvino, plugin_config
 
@@ -49,6 +50,8 @@ def profile(
     Raises:
         AgentError: The runtime can't be asked.
     """
+    if path.endswith((".blob", CACHE_SUFFIX)):
+        raise AgentError(f"{os.path.basename(path)} is compiled; profile the model that it was made of")
     runner = RUNNERS[runtime]()
     runner.load(path, num_threads=num_threads, input_shapes=input_shapes)
     records = runner.describe()["inputs"]

@@ -40,11 +40,14 @@ _Answer = TypeVar("_Answer")
 def companions(path: Path) -> tuple[Path, ...]:
     """The files that must lie beside each other on the board, sorted by name: `path` and what belongs to it.
 
-    An OpenVINO model is `.xml` and `.bin`; an ONNX model may keep its weights in a file named after it.
+    An OpenVINO model is `.xml` and `.bin`; an ONNX model may keep its weights in a file named after it; a cache of
+    weights belongs to the `.tflite` file of its name.
     """
     names = {path.name}
     if path.suffix in {".xml", ".bin"} and path.with_suffix(".xml").is_file():
         names |= {path.with_suffix(suffix).name for suffix in (".xml", ".bin")}
+    if path.suffix == ".xnnpack":
+        names.add(path.with_suffix(".tflite").name)
     if path.suffix == ".onnx":
         names |= {f"{path.name}.data", f"{path.name}_data"}
     return tuple(found for name in sorted(names) if (found := path.with_name(name)).is_file())

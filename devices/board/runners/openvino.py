@@ -1,4 +1,4 @@
-"""OpenVINO models (`.xml` with `.bin`, also `.onnx`) through OpenVINO's CPU plugin."""
+"""OpenVINO models (`.xml` with `.bin`, also `.onnx`, `.blob`) through OpenVINO's CPU plugin."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class OpenVinoRunner:
 
     def __init__(self) -> None:
         self._request: Any = None
+        self._compiled: Any = None
         self._tensor_class: Any = None
         self._version = ""
         self._records: Dict[str, List[Dict[str, Any]]] = {}
@@ -35,23 +36,29 @@ class OpenVinoRunner:
             raise ModelRejected(f"{path} has no weights: expected {path[:-4]}.bin beside it")
         try:
             core = openvino.Core()
-            model = core.read_model(path)
-            # Read before the reshape, so that what the file leaves free is told as free.
-            self._records = {
-                "inputs": with_distinct_names([_record(port) for port in model.inputs], "input"),
-                "outputs": with_distinct_names([_record(port) for port in model.outputs], "output"),
-            }
-            self._feeds = make_feeds(self._records["inputs"], input_shapes)
-            if any(port.get_partial_shape().is_dynamic for port in model.inputs):
-                model.reshape({port: list(feed.shape) for port, feed in zip(model.inputs, self._feeds)})
-            compiled = core.compile_model(model, "CPU", plugin_config(num_threads))
-            self._request = compiled.create_infer_request()
+            if path.endswith(".blob"):
+                with open(path, "rb") as stream:
+                    self._compiled = core.import_model(stream.read(), "CPU", plugin_config(num_threads))
+                self._read_ports(self._compiled, input_shapes)
+            else:
+                model = core.read_model(path)
+                # Read before the reshape, so that what the file leaves free is told as free.
+                self._read_ports(model, input_shapes)
+                if any(port.get_partial_shape().is_dynamic for port in model.inputs):
+                    model.reshape({port: list(feed.shape) for port, feed in zip(model.inputs, self._feeds)})
+                self._compiled = core.compile_model(model, "CPU", plugin_config(num_threads))
+            self._request = self._compiled.create_infer_request()
         except ModelRejected:
             raise
         except Exception as error:
             raise ModelRejected(f"openvino {self._version} refuses {path}: {error}") from error
         self._tensor_class = openvino.Tensor
         self._prepared = PreparedInputs(self._feeds, self._tensors)
+
+    def export(self) -> bytes:
+        """The model as the plugin has prepared it, which `load` takes as a `.blob` file."""
+        content: bytes = self._compiled.export_model().getvalue()
+        return content
 
     def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> List[np.ndarray[Any, Any]]:
         """See `Runner`."""
@@ -67,6 +74,14 @@ class OpenVinoRunner:
     def describe(self) -> Dict[str, Any]:
         """See `Runner`."""
         return {"runtime": "openvino", "package": "openvino", "version": self._version, **self._records}
+
+    def _read_ports(self, model: Any, input_shapes: Optional[InputShapes]) -> None:
+        """Keeps what a model, compiled or not, says of its inputs and outputs."""
+        self._records = {
+            "inputs": with_distinct_names([_record(port) for port in model.inputs], "input"),
+            "outputs": with_distinct_names([_record(port) for port in model.outputs], "output"),
+        }
+        self._feeds = make_feeds(self._records["inputs"], input_shapes)
 
 
 def import_openvino() -> Any:

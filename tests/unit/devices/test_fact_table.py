@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from devices.fact_table import cluster_text, compare_facts, profile_rows
-from devices.profile import DeviceProfile, load_profile
+from devices.profile import DeviceProfile, list_profiles, load_profile
 from devices.transports import open_transport
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -101,3 +101,12 @@ def test_a_profile_in_rows() -> None:
     assert rows["clusters"][0] == "6 x Cortex-A78AE (0-5, 1700 MHz)"
     assert "DS-11105" in rows["memory_mb"][1]
     assert not {"notes", "sources"} & set(rows)
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_every_profile_can_be_shown(name: str) -> None:
+    rows = {row[0]: row for row in profile_rows(load_profile(name))}
+
+    assert rows["name"][1] == name
+    for fact, sources in load_profile(name).sources.items():
+        assert all(source in rows[fact][2] for source in sources)
