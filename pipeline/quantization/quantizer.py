@@ -14,6 +14,8 @@ from pipeline.quantization.ranges import Range
 
 _MOST_DECIBELS = 200.0
 """What stands for no noise at all, so that a file can hold it; float32 itself has about 140 dB."""
+_LEAST_NOISE = 1e-14
+"""Of a sample that is equal while others are not, as a share of its signal."""
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -76,32 +78,30 @@ class Quantizer(FloatGraph, Protocol):
 class SignalToNoise:
     """How far a signal stands above its difference from another, where every sample counts alike.
 
-    It is -10 log10 of the mean over samples of (sum of squared differences / sum of squared values). Summed over all
-    samples before they are divided, the few that drive a network far beyond its usual values would be all that counts.
+    It is the mean over samples of 10 log10(sum of squared values / sum of squared differences). Summed over all samples
+    before they are divided, the few that drive a network far beyond its usual values would be all that counts.
     """
 
     def __init__(self) -> None:
-        self._shares: list[float] = []
-        self._noise_alone = False
+        self._ratios: list[float] = []
+        self._is_equal = True
 
     def add(self, signal: npt.NDArray[Any], other: npt.NDArray[Any]) -> None:
         """Takes both signals of one sample, of the same shape; one of zeros says how much noise there is to nothing."""
         reference = signal.astype(np.float64)
         power, noise = float((reference**2).sum()), float(((reference - other.astype(np.float64)) ** 2).sum())
+        self._is_equal &= noise == 0
         if power > 0:
-            self._shares.append(noise / power)
-        else:
-            self._noise_alone |= noise > 0
+            self._ratios.append(-10 * float(np.log10(max(noise / power, _LEAST_NOISE))))
 
     def decibels(self) -> float:
         """Returns the ratio: infinite where both are equal, -infinite for signals of zeros that the others are not.
 
         Samples whose signal is zero are left out where there are others.
         """
-        if not self._shares:
-            return float("-inf") if self._noise_alone else float("inf")
-        share = float(np.mean(self._shares))
-        return -10 * float(np.log10(share)) if share > 0 else float("inf")
+        if self._is_equal:
+            return float("inf")
+        return float(np.mean(self._ratios)) if self._ratios else float("-inf")
 
 
 def signal_to_noise(

@@ -27,7 +27,7 @@ Activations = Callable[[], Iterator[Mapping[str, npt.NDArray[Any]]]]
 BINS = 2048
 LEVELS = 256
 PERCENTILE = 99.99
-SAMPLES_PERCENTILE = 98.0
+SAMPLES_PERCENTILE = 95.0
 _MOST_VALUES = 65_536
 """Of one tensor and sample that go into the histogram; of larger tensors every n-th value does. Bounds are exact."""
 
@@ -100,7 +100,7 @@ def estimate(observation: Observation, method: RangeMethod) -> Range:
     |---|---|
     | `min_max` | lowest and highest value of all samples |
     | `moving_average` | means over the samples of each one's lowest and highest value (Jacob et al. 2018, section 3.1, with equal weights, so that the order of the samples is of no weight) |
-    | `samples` | the 98th percentile over the samples of each one's highest value, and the 2nd of its lowest: what all but a few samples stay within (ours) |
+    | `samples` | the 95th percentile over the samples of each one's highest value, and the 5th of its lowest: what most samples stay within (ours) |
     | `percentile` | the middle 99.99 % of the values (Wu et al. 2020, section 3.1) |
     | `entropy` | least Kullback-Leibler divergence of the quantized from the float histogram (Migacz 2017) |
     | `mse` | least squared error of rounding and clipping (Nagel et al. 2021, section 2.4) |
