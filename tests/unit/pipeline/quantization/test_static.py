@@ -68,7 +68,7 @@ def test_the_best_method_comes_first(tmp_path: Path) -> None:
 def test_reduced_weights_are_asked_for(tmp_path: Path) -> None:
     whole, reduced = (observed(tmp_path, calibration(reduce_range=reduce)) for reduce in (False, True))
     ratios = [compare_range_methods(each, ["min_max"], tmp_path)["min_max"] for each in (whole, reduced)]
-    assert ratios[0] > ratios[1] + 2
+    assert ratios[0] > ratios[1] + 1, "a bit less in the weights; the noise of the activations stays"
 
 
 def test_no_samples(tmp_path: Path) -> None:
