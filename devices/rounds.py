@@ -187,7 +187,8 @@ class Bench:
             track.sessions[-1][number] = latencies
             running.count += len(latencies)
             running.seconds += sum(latencies) / 1e9
-            track.energy_reason = answer["energy_reason"]
+            # One block without its energy, and the sum of the others is not that of all inferences.
+            track.energy_reason = track.energy_reason or answer["energy_reason"]
             track.energy_uj += answer["energy_uj"] or 0
             image = track.case.image
             if image is not None and track.image_count < settings.min_count:
@@ -369,4 +370,14 @@ def load_params(
         "weights_sha256": case.weights_sha256,
         "input_shapes": {name: list(shape) for name, shape in case.input_shapes.items()},
         "cores": cores,
+        "clusters": _cores_by_name(profile),
+        "energy": None if profile.sensors.energy is None else profile.sensors.energy.model_dump(mode="json"),
     }
+
+
+def _cores_by_name(profile: DeviceProfile) -> dict[str, list[int]]:
+    """Those of the profile's clusters, for a board whose kernel does not tell them."""
+    found: dict[str, list[int]] = {}
+    for cluster in profile.clusters or ():
+        found.setdefault(cluster.core, []).extend(cluster.cpus)
+    return found

@@ -1084,8 +1084,9 @@ _BOARDS = click.argument("boards", nargs=-1, metavar="[arm64|armhf]...")
 @click.option("--mirror", envvar="EDGESHIP_DEBIAN_MIRROR", show_envvar=True, help="A Debian mirror.")
 def virtual_build(boards: tuple[str, ...], mirror: str | None) -> None:
     """Build the boards (both without a name) in the cache, where they aren't there yet; needs root."""
+    from devices.cache import cache_directory
     from devices.virtual.build import build_board
-    from devices.virtual.plan import BOARDS, cache_directory, find_board
+    from devices.virtual.plan import BOARDS, find_board
 
     cache = cache_directory(os.environ)
     for board in [find_board(name) for name in boards or BOARDS]:
@@ -1097,8 +1098,9 @@ def virtual_build(boards: tuple[str, ...], mirror: str | None) -> None:
 @_BOARDS
 def virtual_start(boards: tuple[str, ...]) -> None:
     """Start the boards (both without a name) and let them run until they are stopped; needs root."""
+    from devices.cache import cache_directory
     from devices.virtual.control import start_board
-    from devices.virtual.plan import BOARDS, cache_directory, find_board, login_command
+    from devices.virtual.plan import BOARDS, find_board, login_command
 
     for board in [find_board(name) for name in boards or BOARDS]:
         running = start_board(board, cache_directory(os.environ))
@@ -1108,8 +1110,8 @@ def virtual_start(boards: tuple[str, ...]) -> None:
 @command(virtual_group, "stop")
 def virtual_stop() -> None:
     """End all boards with everything that runs on them."""
+    from devices.cache import cache_directory
     from devices.virtual.control import list_built, stop_board
-    from devices.virtual.plan import cache_directory
 
     stopped = [files.directory.name for files in list_built(cache_directory(os.environ)) if stop_board(files)]
     click.echo(f"stopped: {', '.join(stopped) or 'none, for none was running'}")
@@ -1119,8 +1121,8 @@ def virtual_stop() -> None:
 @_JSON
 def virtual_status(as_json: bool) -> None:
     """Show which boards are built, which run, and how to log in."""
+    from devices.cache import cache_directory
     from devices.virtual.control import board_states
-    from devices.virtual.plan import cache_directory
 
     states = board_states(cache_directory(os.environ))
     if as_json:

@@ -72,7 +72,8 @@ def _notes(case: CaseResult) -> str:
     if case.size_bytes is not None:
         notes.append(f"file {case.size_bytes / 1024:,.0f} KiB")
     if case.energy_mj is not None:
-        notes.append(f"{case.energy_mj:.2f} mJ each")
+        sensor = f" ({case.energy_sensor})" if case.energy_sensor else ""
+        notes.append(f"{case.energy_mj:.2f} mJ each{sensor}")
     if case.end_to_end is not None:
         whole = case.end_to_end
         notes.append(

@@ -152,7 +152,8 @@ def _benchmarks(result: RunResult) -> list[dict[str, Any]]:
                         for field in (
                             "latency_ms", "load_ms", "first_inference_ms", "warm_up_count", "num_threads",
                             "peak_memory_mb", "peak_memory_reason", "baseline_memory_mb", "sha256", "size_bytes",
-                            "stopped_by", "throughput_per_s", "runtime_memory_mb", "energy_mj", "energy_reason",
+                            "stopped_by", "throughput_per_s", "runtime_memory_mb", "energy_mj", "energy_sensor",
+                            "energy_reason",
                             "session_p50_ms", "delegated_share", "accuracy", "accuracy_interval", "ece", "ece_interval",
                             "divergence",
                         )

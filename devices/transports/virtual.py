@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from devices.cache import cache_directory
 from devices.profile import DeviceProfile
 from devices.transport_config import SshTransport, VirtualTransport
 from devices.transports.ssh import SshDevice
@@ -24,7 +25,7 @@ def open_virtual(profile: DeviceProfile) -> SshDevice:
     if not isinstance(transport, VirtualTransport):
         raise TypeError(f"device '{profile.name}' has the transport '{transport.kind}', expected 'virtual'")
     board = plan.find_board(transport.architecture)
-    running = start_board(board, plan.cache_directory(os.environ), idle_s=IDLE_S)
+    running = start_board(board, cache_directory(os.environ), idle_s=IDLE_S)
     return SshDevice(profile.model_copy(update={"transport": ssh_transport(transport, running)}))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from devices.board.end_to_end import STAGES
 from devices.board.profiling import litert_placement, parse_onnxruntime
-from devices.errors import DeviceError
+from devices.errors import BadInputError, DeviceError
 from devices.latency import count_for
 from devices.measurement import (
     BenchmarkResult,
@@ -171,7 +171,7 @@ def test_images_that_can_not_be_used(bad: BadImage, tmp_path: Path) -> None:
     with open_transport(load_profile("fake")).start_agent() as agent:
         case = model(tmp_path / "a.fake")
         agent.request("load", {"runtime": "fake", "path": case.path, "num_threads": 1})
-        with pytest.raises(DeviceError, match=bad.words):
+        with pytest.raises(BadInputError, match=bad.words):
             agent.request("measure_image", {**params, "count": 1})
 
 
@@ -182,7 +182,9 @@ def test_memory_of_the_runtime_alone_and_reasons(tmp_path: Path) -> None:
     assert 0 <= case.runtime_memory_mb < 5  # the fake runtime imports nothing
     (fake,) = benchmark(load_profile("fake"), [model(tmp_path / "a.fake")], settings).cases
     assert fake.energy_mj is None
-    assert fake.energy_reason == "no energy sensor: /sys/class/powercap has no RAPL package"
+    assert fake.energy_reason == (
+        "no energy sensor: /sys/class/powercap has no RAPL package, /sys/class/hwmon no power monitor"
+    )
 
 
 def test_cores_and_a_governor_are_asked_of_the_device(tmp_path: Path) -> None:
@@ -191,8 +193,9 @@ def test_cores_and_a_governor_are_asked_of_the_device(tmp_path: Path) -> None:
     assert benchmark(load_profile("local"), [case], kept).cases[0].cores == (0,)
     error = benchmark(load_profile("local"), [case], QUICK.model_copy(update={"cores": "4000"})).cases[0].error
     assert error is not None
-    assert "core 4000 can't be used; this process may run on" in error.message
-    with pytest.raises(DeviceError, match="the governor can't be set to 'performance'"):
+    assert (error.kind, error.exit_code) == ("BadInputError", 2)
+    assert "the cores asked for are 4000, but 4000 can't be used: this process may run on" in error.message
+    with pytest.raises(BadInputError, match="^the governor can't be set to 'performance'"):
         benchmark(load_profile("fake"), [case], QUICK.model_copy(update={"governor": "performance"}))
 
 
