@@ -50,6 +50,7 @@ def benchmark(
             `{"cases": 4, "cases_done": 1, "inferences_least": 480}`, and warnings.
 
     Raises:
+        BadInputError: The device has no such cores or governor as the settings ask for.
         DeviceError: The device itself can't be used.
         ValueError: Two cases have the same id.
     """
@@ -76,6 +77,7 @@ def benchmark_and_compare(
         tell: See `benchmark`.
 
     Raises:
+        BadInputError: The device has no such cores or governor as the settings ask for.
         DeviceError: The device itself can't be used.
         ValueError: There are fewer than two cases, two of the same id, or more than live side by side.
     """

@@ -17,7 +17,7 @@ import numpy as np
 
 from devices.board.end_to_end import STAGES
 from devices.compiled import check_fits
-from devices.errors import DeviceError, ModelRejectedError
+from devices.errors import BadInputError, DeviceError, ModelRejectedError
 from devices.latency import percentile, percentile_intervals, relative_half_width, summarize
 from devices.monitor import Monitor, slowdown
 from devices.profile import DeviceProfile
@@ -156,6 +156,8 @@ class Bench:
                 {"min_count": settings.warm_up_count, "min_time_s": settings.warm_up_time_s},
                 timeout_s=settings.warm_up_time_s + settings.inference_timeout_s,
             )
+        except BadInputError:  # cores that are not there: that is not this case's fault, and the others have it too
+            raise
         except DeviceError as error:
             own.close()
             self._fail(case, error)

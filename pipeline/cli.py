@@ -93,7 +93,7 @@ def _bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that say how long and how something is measured; they arrive as `asked`."""
     options = (
         click.option("--threads", metavar="N[,N...]", help="Of one inference; several are swept. [default: profile's]"),
-        click.option("--cores", metavar="LIST|CLUSTER", help="Keep to cores: 0-3, or a cluster's name such as big."),
+        click.option("--cores", metavar="LIST|NAME", help="Keep to cores: 0-3, or by name: big, Cortex-A76."),
         click.option("--governor", metavar="NAME", help="Set it while measuring, and put the old one back."),
         click.option("--min-count", type=click.IntRange(10), help="Inferences.  [default: 400; --rules theirs]"),
         click.option("--min-time", type=click.FloatRange(0), help="Seconds of them.  [default: 1; compared 15; --rules "
@@ -534,9 +534,9 @@ def bench(
 
 def _end_of_bench(failed: Sequence[Any], unwritten: Exception | None) -> NoReturn:
     """Says which cases failed, and ends with the worst of their exit codes."""
-    for error in failed:
-        _show_details(error.details)
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+    for message in dict.fromkeys(error.message for error in failed):
+        _show_details(next(error.details for error in failed if error.message == message))
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
     if unwritten is not None:
         raise unwritten
     sys.exit(max((error.exit_code for error in failed), default=0))

@@ -86,7 +86,7 @@ class EnergyMeter:
     def _choose(self, there: Sequence[Dict[str, Any]], wanted: Optional[Mapping[str, Any]]) -> Optional[str]:
         """Takes the sensor; returns why there is none."""
         if wanted is not None and wanted["kind"] == "none":
-            return f"no energy sensor: {wanted['reason']}"
+            return f"no energy sensor: {wanted['reason'].rstrip('.')}"
         kind = None if wanted is None else wanted["kind"]
         packages = [each for each in there if each["kind"] == "rapl" and _is_package(each)]
         powers = [each for each in there if each["kind"] == "hwmon"]
@@ -115,7 +115,8 @@ class EnergyMeter:
 
 def _is_package(sensor: Mapping[str, Any]) -> bool:
     """Whether a counter of RAPL is that of a package (`intel-rapl:0`), not of a part of one (`intel-rapl:0:1`)."""
-    return os.path.basename(os.path.dirname(sensor["paths"][0])).count(":") == 1
+    zone: str = os.path.basename(os.path.dirname(sensor["paths"][0]))
+    return zone.count(":") == 1
 
 
 def _is_meant(sensor: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -124,4 +125,4 @@ def _is_meant(sensor: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     if path and not any(each == path or each.startswith(path.rstrip("/") + "/") for each in sensor["paths"]):
         return False
     chip, _, label = sensor["name"].partition(" ")
-    return wanted.get("name") in (None, sensor["name"], chip, label)
+    return any(wanted.get("name") == name for name in (None, sensor["name"], chip, label))

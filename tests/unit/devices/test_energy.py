@@ -75,7 +75,7 @@ CHOSEN = [
     Chosen("by path", ORIN, {"kind": "hwmon", "path": f"/{HWMON}/hwmon1/in3_input"}, "ina3221 VDD_SOC"),
     Chosen("by chip", METER, {"kind": "hwmon", "name": "ina226"}, "ina226"),
     Chosen("one package", LAPTOP, {"kind": "rapl", "path": "/sys/class/powercap/intel-rapl:1"}, "RAPL"),
-    Chosen("none", LAPTOP, {"kind": "none", "reason": "It has none."}, None, "no energy sensor: It has none."),
+    Chosen("none", LAPTOP, {"kind": "none", "reason": "It has none."}, None, "no energy sensor: It has none"),
     Chosen("several rails", ORIN, {"kind": "hwmon"}, None, "several power sensors (ina3221 VDD_IN, ina3221 VDD_CPU"),
     Chosen("another rail", ORIN, {"kind": "hwmon", "name": "VDD"}, None,
            "has no energy sensor VDD (hwmon), which its profile names; it has: ina3221 VDD_IN,"),

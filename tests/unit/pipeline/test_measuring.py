@@ -271,9 +271,6 @@ def test_minutes_and_sweeps_on_the_command_line(workplace: Any) -> None:
     assert [(case["id"], case["num_threads"]) for case in swept["cases"]] == [("m.fake x1", 1), ("m.fake x2", 2)]
     alone = workplace.edgeship("bench", "m.fake", "--compare", *QUICK)
     assert (alone.code, "--compare needs 2 to 16 models, not 1" in alone.stderr) == (2, True)
-    governor = workplace.edgeship("bench", "m.fake", "--governor", "performance", *QUICK)
-    assert governor.code == 3
-    assert "measure without --governor" in governor.stderr
     profiled = workplace.edgeship("bench", "m.fake", "--profile", *QUICK, "--json").json()
     assert "has no profiler" in profiled["profiles"]["m.fake"]["reason"]
     assert json.loads(json.dumps(profiled)) == profiled
