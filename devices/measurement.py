@@ -25,6 +25,7 @@ from devices.records import (
 )
 from devices.rounds import TIMEOUT_S, Bench, Tell, Track, load, load_params, refuse_misfit
 from devices.transports import Agent, open_transport
+from devices.wording import counted
 
 COMPARED_SESSIONS = 10
 _MOST_SESSIONS = 40
@@ -83,7 +84,9 @@ def benchmark_and_compare(
     """
     settings = settings or BenchmarkSettings(sessions=COMPARED_SESSIONS)
     if not 2 <= len(cases) <= settings.max_agents:
-        raise ValueError(f"{len(cases)} cases; expected 2 to {settings.max_agents}, for they are compared side by side")
+        raise ValueError(
+            f"{counted(len(cases), 'case')}; expected 2 to {settings.max_agents}, which are compared side by side"
+        )
     settings = settings.model_copy(update={"together": True, "sessions": max(settings.sessions, LEAST_SESSIONS)})
     return _measure(profile, cases, settings, tell or _say_nothing, compared=True)
 

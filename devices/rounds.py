@@ -23,6 +23,7 @@ from devices.monitor import Monitor, slowdown
 from devices.profile import DeviceProfile
 from devices.records import BenchmarkSettings, Case, CaseError, CaseResult, EndToEnd
 from devices.transports import Agent, Transport
+from devices.wording import counted
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes one progress event: a JSON object with `message`, `warning`, or numbers by name."""
@@ -247,7 +248,8 @@ class Bench:
         track.stopped_by = running.stopped_by or "max_time"
         running.close()
         if track.stopped_by == "max_time":
-            limit = f"{track.case.id}: stopped after {self._settings.max_time_s:g} s with {running.count} inferences"
+            inferences = counted(running.count, "inference")
+            limit = f"{track.case.id}: stopped after {self._settings.max_time_s:g} s with {inferences}"
             enough = running.count >= self._settings.min_count and running.seconds >= self._settings.min_time_s
             self.warn([f"{limit}, before its p90 was as certain as asked" if enough else limit])
         if self._settings.sessions == 1:

@@ -1173,6 +1173,7 @@ def store_ls(store: Path, as_json: bool) -> None:
 @_JSON
 def store_gc(older_than: float, dry_run: bool, store: Path, as_json: bool) -> None:
     """Remove artifacts that no run uses, interrupted work and quarantine."""
+    from devices.wording import counted
     from pipeline.artifacts import ArtifactStore
     from pipeline.store_maintenance import collect
 
@@ -1184,7 +1185,8 @@ def store_gc(older_than: float, dry_run: bool, store: Path, as_json: bool) -> No
         return
     for leftover in removed:
         click.echo(f"{leftover.kind}: {leftover.path.name} ({leftover.size_bytes / 1024:,.0f} KiB)")
-    click.echo(f"{'Would remove' if dry_run else 'Removed'} {len(removed)} directories, {size / 2**20:,.1f} MiB.")
+    number = counted(len(removed), "directory", "directories")
+    click.echo(f"{'Would remove' if dry_run else 'Removed'} {number}, {size / 2**20:,.1f} MiB.")
 
 
 @main.group("results")
@@ -1222,6 +1224,7 @@ def results_compare(
 
     A verdict needs results of four sessions or more on both sides: edgeship bench --sessions 8.
     """
+    from devices.wording import counted
     from pipeline import measuring, measuring_text
 
     records = measuring.read(results, text, tell=_warn)
@@ -1231,7 +1234,8 @@ def results_compare(
     _print_lines(lines, {"comparisons": rows, "accuracies": accuracies}, as_json=as_json)
     slower = [row["case"] for row in rows if row["verdict"] == "slower"]
     if slower and fail_on_slowdown:
-        _fail(f"{len(slower)} of {len(rows)} cases are slower: {', '.join(slower)}.", 1)
+        are = "is" if len(slower) == 1 else "are"
+        _fail(f"{len(slower)} of {counted(len(rows), 'case')} {are} slower: {', '.join(slower)}.", 1)
 
 
 @command(results_group, "export")
@@ -1287,6 +1291,7 @@ def _watched(recipe: Any, runs: Path, *, list_epochs: bool = False) -> Iterator[
 
 
 def _print_report(report: dict[str, Any], directory: Path) -> None:
+    from devices.wording import counted
     from pipeline.report import TABLE_COLUMNS, summary_lines, table_rows
 
     devices = [row["device"] for row in report["devices"]]
@@ -1299,9 +1304,8 @@ def _print_report(report: dict[str, Any], directory: Path) -> None:
         click.echo(line)
     seconds = sum(row["seconds"] for row in report["stages"])
     cached = sum(row["cached"] for row in report["stages"])
-    click.echo(
-        f"{len(report['stages'])} stages, {cached} of them cached, {seconds:.1f} s. Report: {directory}/report.md"
-    )
+    number = counted(len(report["stages"]), "stage")
+    click.echo(f"{number}, {cached} of them cached, {seconds:.1f} s. Report: {directory}/report.md")
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -22,6 +22,7 @@ from devices.results import ResultRecord, append_results, compare_quality, compa
 from devices.results_csv import to_csv
 from devices.sustained import SustainedResult, as_benchmark, sustain
 from pipeline.commit import commit_here
+from devices.wording import counted
 from pipeline.errors import InputError
 from pipeline.imports.description import InputDescription, ModelDescription
 from pipeline.measuring_options import BenchOptions, bench_options
@@ -175,7 +176,8 @@ def read(path: Path, text: str | None, *, tell: Callable[[str], None]) -> list[R
     found = read_results(path)
     for numbers, what in ((found.damaged, "damaged"), (found.newer, "of a newer version of Edgeship")):
         if numbers:
-            tell(f"{len(numbers)} lines of {path} are {what} and left out: {', '.join(map(str, numbers[:5]))}")
+            lines = counted(len(numbers), f"line of {path} is", f"lines of {path} are")
+            tell(f"{lines} {what} and left out: {', '.join(map(str, numbers[:5]))}")
     return [record for record in found.records if text is None or text in record.case.id]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import compilation_text
+from devices.wording import counted
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
 from pipeline.model_config import OwnModelConfig
@@ -296,7 +297,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"## {device['device']} ({device['mode']})",
             "",
             (
-                f"{facts.get('cpu_model')}, {facts.get('usable_cores') or facts.get('cores')} cores, "
+                f"{facts.get('cpu_model')}, {_cores(facts)}, "
                 f"{facts.get('os')}, Python {facts.get('python')}, governor {facts.get('governor') or 'unknown'}, load "
                 f"{_load(device['load_average_before'])} before and {_load(device['load_average_after'])} after."
             ),
@@ -362,6 +363,11 @@ def _counts(data: Mapping[str, Any]) -> str:
         (data["num_unreadable"], "unreadable files left out"),
     ]
     return "; ".join([text, *(f"{count} {what}" for count, what in extras if count)])
+
+
+def _cores(facts: Mapping[str, Any]) -> str:
+    number = facts.get("usable_cores") or facts.get("cores")
+    return "cores not told" if number is None else counted(number, "core")
 
 
 def _load(values: Sequence[float] | None) -> str:

@@ -181,7 +181,7 @@ def test_a_board_that_fills_up_meanwhile_keeps_nothing(server: SshServer, tmp_pa
 def test_runtimes_are_sent_once_into_an_environment_of_their_own(
     server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGESHIP_CACHE", str(tmp_path / "cache"))
     files = {"ai_edge_litert/__init__.py": "", "space/one.py": "", "tool-1.data/scripts/tool": "#!python\n"}
     write_wheel(tmp_path / "house", "ai-edge-litert", "99.0", requires=["tool"], files=files)
     write_wheel(tmp_path / "house", "tool", "1", files={"space/two.py": "", "tool-1.data/scripts/tool": "#!python\n"})
@@ -191,6 +191,7 @@ def test_runtimes_are_sent_once_into_an_environment_of_their_own(
     with open_transport(board).start_agent() as agent:
         assert agent.request("facts")["runtimes"]["ai-edge-litert"]["version"] == "99.0"
     (environment,) = (path for path in (server.root / "envs").iterdir() if path.name != ".lock")
+    assert len(list((tmp_path / "cache" / "wheels" / "files").rglob("*.whl"))) == 2
     assert {path.name for path in (environment / "site-packages" / "space").iterdir()} == {"one.py", "two.py"}
     assert os.access(environment / "bin" / "tool", os.X_OK)
     assert list((server.root / "files").iterdir()) == []

@@ -228,7 +228,7 @@ def test_a_slowdown_is_found_and_fails(workplace: Any) -> None:
     slower = workplace.edgeship("results", "compare", "--fail-on-slowdown")
     assert slower.code == 1
     assert slower.stdout.startswith("slower      m.fake beside ")
-    assert "1 of 1 cases are slower: m.fake" in slower.stderr
+    assert "1 of 1 case is slower: m.fake" in slower.stderr
     assert workplace.edgeship("results", "compare", "--json").json()["comparisons"][0]["ratio"] == pytest.approx(2, 0.1)
 
 
@@ -242,7 +242,7 @@ def test_results_that_are_not_there_or_damaged(workplace: Any) -> None:
         stream.write(b"damaged\n")
     listed = workplace.edgeship("results", "list", "--json")
     assert len(listed.json()["results"]) == 1
-    assert "1 lines of runs/results.jsonl are damaged and left out: 2" in listed.stderr
+    assert "1 line of runs/results.jsonl is damaged and left out: 2" in listed.stderr
 
 
 def test_a_run_adds_what_it_measured_and_a_cached_one_nothing(finished: Any) -> None:
