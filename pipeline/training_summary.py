@@ -129,8 +129,8 @@ def training_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary["epochs"]:
         speed = summary["images_per_second"]
         text = (
-            f"{counted(summary['epochs'], 'epoch')} on {summary['backend']}, the best was {summary['best_epoch']} (validation "
-            f"accuracy {100 * summary['validation_accuracy']:.2f} %)"
+            f"{counted(summary['epochs'], 'epoch')} on {summary['backend']}, the best was {summary['best_epoch']} "
+            f"(validation accuracy {100 * summary['validation_accuracy']:.2f} %)"
         )
         lines.append(("training", text + (f"; {speed:,.0f} images/s" if speed else "")))
     if summary["cached"]:

@@ -79,7 +79,7 @@ def test_a_case_that_fails_is_compared_with_nothing(tmp_path: Path) -> None:
     assert found.comparisons == ()
     assert found.cases[0].latency_ms is not None
     assert found.cases[1].error is not None
-    with pytest.raises(ValueError, match="1 cases; expected 2 to 16"):
+    with pytest.raises(ValueError, match="1 case; expected 2 to 16"):
         benchmark_and_compare(load_profile("fake"), [bad], QUICK)
 
 
