@@ -195,7 +195,14 @@ def comparison_rows(
         records: In the order of time.
         base_commit: See `compare_results`.
         every: All cases, not only those of the newest run.
+
+    Raises:
+        InputError: There are no results of that commit.
     """
+    commits = list(dict.fromkeys(record.commit[:10] for record in reversed(records) if record.commit))
+    if base_commit is not None and not any((record.commit or "").startswith(base_commit) for record in records):
+        there = f"there are those of {', '.join(commits[:5])}" if commits else "none was measured in a repository"
+        raise InputError(f"There are no results of a commit {base_commit}; {there}. Give one of these as --base.")
     return [
         {
             "case": newest.case.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,6 +231,19 @@ def test_a_slowdown_is_found_and_fails(workplace: Any) -> None:
     assert slower.stdout.startswith("slower      m.fake beside ")
     assert "1 of 1 case is slower: m.fake" in slower.stderr
     assert workplace.edgeship("results", "compare", "--json").json()["comparisons"][0]["ratio"] == pytest.approx(2, 0.1)
+
+
+def test_a_first_measurement_has_nothing_to_be_compared_with(workplace: Any) -> None:
+    write_model(workplace.directory / "m.fake")
+    for command in (("init", "-q"), ("-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a", "--allow-empty")):
+        subprocess.run(["git", *command], cwd=workplace.directory, check=True)
+    assert workplace.edgeship("bench", "m.fake", *QUICK).code == 0
+    first = workplace.edgeship("results", "compare", "--fail-on-slowdown")
+    assert (first.code, first.stdout[:27]) == (0, "Nothing to compare with yet")
+    assert workplace.edgeship("results", "compare", "--json").json() == {"comparisons": []}
+    typo = workplace.edgeship("results", "compare", "--base", "0123xyz")
+    assert typo.code == 2
+    assert "There are no results of a commit 0123xyz; there are those of " in typo.stderr
 
 
 def test_results_that_are_not_there_or_damaged(workplace: Any) -> None:
