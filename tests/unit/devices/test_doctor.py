@@ -87,7 +87,7 @@ def test_commands_for_the_board_are_run_from_here() -> None:
     }
     (finding,) = examine(profile_of(transport=transport), {**WELL, "governor": "powersave"}, ("governor",))
     assert finding.mend == (
-        "ssh -t -p 2222 -i '/a key' -o 'UserKnownHostsFile="/keys"' -o ProxyJump=x,y me@b "
+        "ssh -t -p 2222 -i '/a key' -o 'UserKnownHostsFile=\"/keys\"' -o ProxyJump=x,y me@b "
         "'echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor'"
     )
     assert on_board(load_profile("local"), "top") == "top"
