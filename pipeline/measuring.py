@@ -21,8 +21,8 @@ from devices.records import CaseResult
 from devices.results import ResultRecord, append_results, compare_quality, compare_results, read_results, records_of
 from devices.results_csv import to_csv
 from devices.sustained import SustainedResult, as_benchmark, sustain
-from pipeline.commit import commit_here
 from devices.wording import counted
+from pipeline.commit import commit_here
 from pipeline.errors import InputError
 from pipeline.imports.description import InputDescription, ModelDescription
 from pipeline.measuring_options import BenchOptions, bench_options

@@ -11,8 +11,8 @@ from devices.measurement import BenchmarkResult
 from devices.records import CaseResult
 from devices.results import ResultRecord
 from devices.sustained import SustainedResult
-from pipeline.calibration.report import with_interval
 from devices.wording import counted
+from pipeline.calibration.report import with_interval
 
 WIDTH = 100
 _HEADINGS = ("p50 ms", "+-", *(f"{name.replace('_', '.')} ms" for name in list(PERCENTILES)[1:]))
