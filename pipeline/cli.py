@@ -1231,6 +1231,7 @@ def results_compare(
     rows = measuring.comparison_rows(records, base, every=every)
     accuracies = measuring.accuracy_rows(records, base, every=every)
     lines = measuring_text.regression_lines(rows) + measuring_text.accuracy_lines(accuracies)
+    lines = lines or [measuring_text.NOTHING_TO_COMPARE]
     _print_lines(lines, {"comparisons": rows, "accuracies": accuracies}, as_json=as_json)
     slower = [row["case"] for row in rows if row["verdict"] == "slower"]
     if slower and fail_on_slowdown:

@@ -181,10 +181,13 @@ def result_rows(records: Sequence[ResultRecord]) -> list[tuple[str, ...]]:
     ]
 
 
+NOTHING_TO_COMPARE = (
+    "Nothing to compare with yet: on this machine no case has an older result of a commit without changes."
+)
+
+
 def regression_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each case that has an older result of the same machine; one that says so where none has."""
-    if not rows:
-        return ["Nothing to compare with yet: on this machine no case has an older result of a commit without changes."]
+    """A sentence for each case that has an older result of the same machine."""
     lines = []
     for row in rows:
         file = "the same file" if row["same_file"] else "another file"

@@ -240,7 +240,7 @@ def test_a_first_measurement_has_nothing_to_be_compared_with(workplace: Any) -> 
     assert workplace.edgeship("bench", "m.fake", *QUICK).code == 0
     first = workplace.edgeship("results", "compare", "--fail-on-slowdown")
     assert (first.code, first.stdout[:27]) == (0, "Nothing to compare with yet")
-    assert workplace.edgeship("results", "compare", "--json").json() == {"comparisons": []}
+    assert workplace.edgeship("results", "compare", "--json").json()["comparisons"] == []
     typo = workplace.edgeship("results", "compare", "--base", "0123xyz")
     assert typo.code == 2
     assert "There are no results of a commit 0123xyz; there are those of " in typo.stderr
