@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from devices.profile import DeviceProfile
 from devices.wheels import parse_version, satisfies, why_no_wheel
+from devices.wording import counted
 
 State = Literal["ok", "warning", "problem", "unknown"]
 Facts = Mapping[str, Any]
@@ -233,7 +234,7 @@ def cores(profile: DeviceProfile, facts: Facts) -> Verdict:
     expected = max(there, profile.cores or 0)
     if usable < expected:
         return Verdict("warning", f"{usable} of {expected} cores can be used: the others are off, or kept from us")
-    return Verdict("ok", f"{usable} cores")
+    return Verdict("ok", counted(usable, "core"))
 
 
 def governor(profile: DeviceProfile, facts: Facts) -> Verdict:

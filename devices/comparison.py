@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from devices.wording import counted
+
 Verdict = Literal["faster", "slower", "can't tell"]
 
 CONFIDENCE = 0.99
@@ -65,7 +67,7 @@ class Comparison(BaseModel):
         low, high = self.interval
         numbers = (
             f"{self.ratio:.3f} times as long ({self.confidence:.0%} interval {low:.3f} to {high:.3f}, "
-            f"{self.sessions} sessions)"
+            f"{counted(self.sessions, 'session')})"
         )
         if self.verdict == "can't tell":
             return f"{self.case} beside {self.baseline}: can't tell: {numbers}"
@@ -97,7 +99,11 @@ def compare(case: str, baseline: str, session_ratios: Sequence[float], *, confid
     """
     logs = np.log(np.asarray(session_ratios, np.float64))
     center, interval = signed_rank_interval(logs, confidence=confidence)
-    reason = None if interval else f"{len(logs)} sessions are too few for an interval of {confidence:.0%}"
+    reason = (
+        None
+        if interval
+        else f"{counted(len(logs), 'session is', 'sessions are')} too few for an interval of {confidence:.0%}"
+    )
     return Comparison(
         case=case,
         baseline=baseline,
@@ -139,7 +145,9 @@ def compare_recorded(
         confidence=RECORDED_CONFIDENCE,
         verdict=_verdict(interval),
         sessions=sessions,
-        reason=None if interval else f"{sessions} sessions are too few for an interval; measure with --sessions 8",
+        reason=None
+        if interval
+        else f"{counted(sessions, 'session is', 'sessions are')} too few for an interval; measure with --sessions 8",
     )
 
 

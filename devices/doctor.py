@@ -8,16 +8,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from devices import adb_doctor
-from devices.address import host_hint
 from devices.board_checks import CHECKS, State, Verdict
-from devices.errors import DeviceError
+from devices.errors import (
+    ConnectionFailedError,
+    DeviceError,
+    HostKeyError,
+    LoginRefusedError,
+    PythonMissingError,
+    StorageFullError,
+)
 from devices.profile import DeviceProfile
-from devices.transport_config import AdbTransport, SshTransport
+from devices.transport_config import AdbTransport, FakeTransport, LocalTransport, SshTransport, VirtualTransport
 from devices.transports import Transport, open_transport
+from devices.transports.virtual import running_transport
 
 _FACTS_TIMEOUT_S = 60.0
-_NOT_FOUND = ("ConnectionFailedError", "HostKeyError")
-"""Errors after which the board may be somewhere else than was thought, or be another one."""
 
 _WITHOUT_FACTS = ("python", "C library", "runtimes")
 """Checks that know something from the profile alone."""
@@ -95,17 +100,10 @@ def ask_facts(
     """What a device says of itself, see `devices.board.facts.collect`.
 
     Raises:
-        DeviceError: It can't be asked; where it was not found, the message says how to tell where it is.
+        DeviceError: It can't be asked.
     """
-    try:
-        with open_device(profile).start_agent() as agent:
-            facts: dict[str, Any] = agent.request("facts", timeout_s=_FACTS_TIMEOUT_S)
-    except DeviceError as error:
-        transport = profile.transport
-        if isinstance(transport, SshTransport) and type(error).__name__ in _NOT_FOUND:
-            hint = host_hint(profile.name, transport.host)
-            raise type(error)(f"{error.message}. {hint}", details=error.details) from error
-        raise
+    with open_device(profile).start_agent() as agent:
+        facts: dict[str, Any] = agent.request("facts", timeout_s=_FACTS_TIMEOUT_S)
     return facts
 
 
@@ -117,13 +115,23 @@ def examine(
 
 
 def on_board(profile: DeviceProfile, command: str) -> str | None:
-    """The command line that runs a shell command on a device from this machine; None where it can't be run there."""
-    transport = profile.transport
-    if isinstance(transport, AdbTransport):
-        return adb_doctor.on_phone(transport, command)
-    if not isinstance(transport, SshTransport):
+    """The command line that runs a shell command on a device from this machine; None where none is known."""
+    if isinstance(profile.transport, AdbTransport):
+        return adb_doctor.on_phone(profile.transport, command)
+    if isinstance(profile.transport, LocalTransport | FakeTransport):
         return command
+    transport = _ssh_of(profile)
+    if transport is None:
+        return None
     return shlex.join(["ssh", "-t", *_ssh_options(transport), _target(transport), command])
+
+
+def _ssh_of(profile: DeviceProfile) -> SshTransport | None:
+    """How a device is reached by SSH; None for one that is not, and for a virtual board that does not run."""
+    transport = profile.transport
+    if isinstance(transport, VirtualTransport):
+        return running_transport(transport)
+    return transport if isinstance(transport, SshTransport) else None
 
 
 def _finding(profile: DeviceProfile, name: str, verdict: Verdict) -> Finding:
@@ -132,21 +140,31 @@ def _finding(profile: DeviceProfile, name: str, verdict: Verdict) -> Finding:
 
 
 def _unreached(profile: DeviceProfile, error: DeviceError) -> Finding:
-    """Why there is no agent, with what mends that, by the name of the error."""
-    transport, message = profile.transport, error.message
-    if isinstance(transport, AdbTransport):
-        return Finding("connection", "problem", message, adb_doctor.mend(profile, transport, error))
-    if not isinstance(transport, SshTransport):
-        return Finding("connection", "problem", message)
+    """Why there is no agent, with what mends that."""
+    if isinstance(profile.transport, AdbTransport):
+        mend = adb_doctor.mend(profile, profile.transport, error)
+        return Finding("connection", "problem", error.message, mend)
+    transport = _ssh_of(profile)
+    mend = None if transport is None else _reach(profile, transport, error)
+    return Finding("connection", "problem", error.message, mend)
+
+
+def _reach(profile: DeviceProfile, transport: SshTransport, error: DeviceError) -> str | None:
+    """The command that mends, or shows, what kept us from a board."""
     options, target = _ssh_options(transport), _target(transport)
-    mends = {
-        "HostKeyError": shlex.join(["ssh", *options, target]),
-        "LoginRefusedError": shlex.join(["ssh-copy-id", *options, target]),
-        "ConnectionFailedError": shlex.join(["ssh", "-v", *options, target, "true"]),
-        "PythonMissingError": on_board(profile, "uv python install 3.11"),
-        "StorageFullError": on_board(profile, f"rm -rf {transport.directory}/files {transport.directory}/envs"),
-    }
-    return Finding("connection", "problem", message, mends.get(type(error).__name__))
+    match error:
+        case HostKeyError():
+            return shlex.join(["ssh", *options, target])
+        case LoginRefusedError():
+            return shlex.join(["ssh-copy-id", *options, target])
+        case ConnectionFailedError():
+            return shlex.join(["ssh", "-v", *options, target, "true"])
+        case PythonMissingError():
+            return on_board(profile, "uv python install 3.11")
+        case StorageFullError():
+            return on_board(profile, f"rm -rf {transport.directory}/files {transport.directory}/envs")
+        case _:
+            return None
 
 
 def _target(transport: SshTransport) -> str:
@@ -156,4 +174,5 @@ def _target(transport: SshTransport) -> str:
 def _ssh_options(transport: SshTransport) -> list[str]:
     options = [] if transport.port is None else ["-p", str(transport.port)]
     options += [] if transport.identity_file is None else ["-i", transport.identity_file]
+    options += [] if transport.known_hosts is None else ["-o", f'UserKnownHostsFile="{transport.known_hosts}"']
     return options + (["-o", f"ProxyJump={','.join(transport.jump)}"] if transport.jump else [])

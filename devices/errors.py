@@ -2,6 +2,7 @@
 
     DeviceError                      exit code
     ├── ProfileError                 2   a device profile that can't be read, or a device nobody described
+    ├── BadInputError                2   what was asked for can't be had on this board: cores, a governor, an image
     ├── ModelRejectedError           2   the runtime raised while it loaded the file: bad file, wrong digest
     │   └── CompiledMisfitError      2   a compiled file is of another version of the runtime, or another processor
     ├── AgentCrashedError            3   the agent's process ended without an answer
@@ -49,6 +50,12 @@ class DeviceError(Exception):
 
 class ProfileError(DeviceError):
     """A device profile that can't be used, or a device that has none."""
+
+    exit_code = 2
+
+
+class BadInputError(DeviceError):
+    """Something in the request can't be had on this board, which only the board could know."""
 
     exit_code = 2
 
@@ -130,6 +137,7 @@ ERRORS: dict[str, type[DeviceError]] = {
     for error in (
         DeviceError,
         ProfileError,
+        BadInputError,
         ModelRejectedError,
         CompiledMisfitError,
         AgentCrashedError,

@@ -25,6 +25,7 @@ from devices.records import (
 )
 from devices.rounds import TIMEOUT_S, Bench, Tell, Track, load, load_params, refuse_misfit
 from devices.transports import Agent, open_transport
+from devices.wording import counted
 
 COMPARED_SESSIONS = 10
 _MOST_SESSIONS = 40
@@ -50,14 +51,11 @@ def benchmark(
             `{"cases": 4, "cases_done": 1, "inferences_least": 480}`, and warnings.
 
     Raises:
+        BadInputError: The device has no such cores or governor as the settings ask for.
         DeviceError: The device itself can't be used.
         ValueError: Two cases have the same id.
     """
-    settings, tell = settings or BenchmarkSettings(), tell or _say_nothing
-    ids = [case.id for case in cases]
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"the ids of the cases are not distinct: {', '.join(ids)}")
-    return _measure(profile, cases, settings, tell, compared=False)
+    return _measure(profile, cases, settings or BenchmarkSettings(), tell or _say_nothing, compared=False)
 
 
 def benchmark_and_compare(
@@ -80,12 +78,15 @@ def benchmark_and_compare(
         tell: See `benchmark`.
 
     Raises:
+        BadInputError: The device has no such cores or governor as the settings ask for.
         DeviceError: The device itself can't be used.
         ValueError: There are fewer than two cases, two of the same id, or more than live side by side.
     """
     settings = settings or BenchmarkSettings(sessions=COMPARED_SESSIONS)
     if not 2 <= len(cases) <= settings.max_agents:
-        raise ValueError(f"{len(cases)} cases; expected 2 to {settings.max_agents}, for they are compared side by side")
+        raise ValueError(
+            f"{counted(len(cases), 'case')}; expected 2 to {settings.max_agents}, which are compared side by side"
+        )
     settings = settings.model_copy(update={"together": True, "sessions": max(settings.sessions, LEAST_SESSIONS)})
     return _measure(profile, cases, settings, tell or _say_nothing, compared=True)
 

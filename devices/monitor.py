@@ -11,6 +11,7 @@ from devices.errors import DeviceError
 from devices.latency import percentile
 from devices.records import DeviceSample
 from devices.transports import Agent
+from devices.wording import counted
 
 _TIMEOUT_S = 60.0
 BUSY_SHARE = 0.25
@@ -99,7 +100,9 @@ def warnings_after(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     warnings = []
     counts = before["throttle_count"], after["throttle_count"]
     if None not in counts and counts[1] > counts[0]:
-        warnings.append(f"the CPU was slowed down for heat {counts[1] - counts[0]} times during the measurement")
+        warnings.append(
+            f"the CPU was slowed down for heat {counted(counts[1] - counts[0], 'time')} during the measurement"
+        )
     return warnings
 
 

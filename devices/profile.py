@@ -41,6 +41,7 @@ from devices.transport_config import (
     TransportConfig,
     VirtualTransport,
 )
+from devices.wording import counted
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 
@@ -158,7 +159,7 @@ class DeviceProfile(Frozen):
             twice = sorted({cpu for cpu in cpus if cpus.count(cpu) > 1})
             raise ValueError(f"clusters name the logical cores {', '.join(map(str, twice))} twice; each is of one kind")
         if cpus and self.cores is not None and len(cpus) != self.cores:
-            raise ValueError(f"cores is {self.cores}, but the clusters have {len(cpus)} logical cores")
+            raise ValueError(f"cores is {self.cores}, but the clusters have {counted(len(cpus), 'logical core')}")
         return self
 
 

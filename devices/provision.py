@@ -195,12 +195,6 @@ def read_dependencies(wheel: Path) -> list[Requirement]:
     return [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
 
 
-def cache_directory() -> Path:
-    """Where wheels are kept on this machine."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "edgeship" / "wheels"
-
-
 def _parse(text: str) -> Requirement:
     try:
         requirement = Requirement(text)

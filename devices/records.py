@@ -77,8 +77,8 @@ class BenchmarkSettings(_Frozen):
             case before.
         max_agents: So many agents at most live side by side; further cases wait for their turn, in further
             groups.
-        cores: Those that the agents keep to: a list such as `0-3`, or the name of a cluster of the device; None
-            leaves it to the device.
+        cores: Those that the agents keep to: a list such as `0-3`, or a name of the device's cores such as `big` or
+            `Cortex-A76`; None leaves it to the device.
         governor: Set on the device while it measures, and put back; None leaves it as it is.
         sample_every_s: How often temperature, frequency and throttling are read.
         runtime_memory: Whether each runtime is also loaded without a model, to tell its memory.
@@ -166,7 +166,8 @@ class CaseResult(_Frozen):
         minutes: Of work without a pause, see `devices.sustained.Minute`; `latency_ms` is then of the last.
         end_to_end: None where no image was given.
         cores: Those that the agent kept to; None where it was left to the device.
-        energy_mj: Of one inference, in millijoules, with all that the processor did meanwhile.
+        energy_mj: Of one inference, in millijoules, with all that the sensor saw meanwhile, see `devices.board.energy`.
+        energy_sensor: What told it: a counter of the processor's package, or a rail of a power monitor.
         energy_reason: Why it is None.
         runtime_memory_mb: What loading the runtime alone adds to the baseline, in MiB.
         baseline_memory_mb: Resident memory of the agent before the runtime was imported, in MiB.
@@ -198,6 +199,7 @@ class CaseResult(_Frozen):
     end_to_end: EndToEnd | None = None
     cores: tuple[int, ...] | None = None
     energy_mj: float | None = None
+    energy_sensor: str | None = None
     energy_reason: str | None = None
     runtime_memory_mb: float | None = None
     baseline_memory_mb: float | None = None

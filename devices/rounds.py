@@ -17,12 +17,13 @@ import numpy as np
 
 from devices.board.end_to_end import STAGES
 from devices.compiled import check_fits
-from devices.errors import DeviceError, ModelRejectedError
+from devices.errors import BadInputError, DeviceError, ModelRejectedError
 from devices.latency import percentile, percentile_intervals, relative_half_width, summarize
 from devices.monitor import Monitor, slowdown
 from devices.profile import DeviceProfile
 from devices.records import BenchmarkSettings, Case, CaseError, CaseResult, EndToEnd
 from devices.transports import Agent, Transport
+from devices.wording import counted
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes one progress event: a JSON object with `message`, `warning`, or numbers by name."""
@@ -156,6 +157,8 @@ class Bench:
                 {"min_count": settings.warm_up_count, "min_time_s": settings.warm_up_time_s},
                 timeout_s=settings.warm_up_time_s + settings.inference_timeout_s,
             )
+        except BadInputError:  # cores that are not there: that is not this case's fault, and the others have it too
+            raise
         except DeviceError as error:
             own.close()
             self._fail(case, error)
@@ -187,7 +190,8 @@ class Bench:
             track.sessions[-1][number] = latencies
             running.count += len(latencies)
             running.seconds += sum(latencies) / 1e9
-            track.energy_reason = answer["energy_reason"]
+            # One block without its energy, and the sum of the others is not that of all inferences.
+            track.energy_reason = track.energy_reason or answer["energy_reason"]
             track.energy_uj += answer["energy_uj"] or 0
             image = track.case.image
             if image is not None and track.image_count < settings.min_count:
@@ -244,7 +248,8 @@ class Bench:
         track.stopped_by = running.stopped_by or "max_time"
         running.close()
         if track.stopped_by == "max_time":
-            limit = f"{track.case.id}: stopped after {self._settings.max_time_s:g} s with {running.count} inferences"
+            inferences = counted(running.count, "inference")
+            limit = f"{track.case.id}: stopped after {self._settings.max_time_s:g} s with {inferences}"
             enough = running.count >= self._settings.min_count and running.seconds >= self._settings.min_time_s
             self.warn([f"{limit}, before its p90 was as certain as asked" if enough else limit])
         if self._settings.sessions == 1:
@@ -369,4 +374,14 @@ def load_params(
         "weights_sha256": case.weights_sha256,
         "input_shapes": {name: list(shape) for name, shape in case.input_shapes.items()},
         "cores": cores,
+        "clusters": _cores_by_name(profile),
+        "energy": None if profile.sensors.energy is None else profile.sensors.energy.model_dump(mode="json"),
     }
+
+
+def _cores_by_name(profile: DeviceProfile) -> dict[str, list[int]]:
+    """Those of the profile's clusters, for a board whose kernel does not tell them."""
+    found: dict[str, list[int]] = {}
+    for cluster in profile.clusters or ():
+        found.setdefault(cluster.core, []).extend(cluster.cpus)
+    return found

@@ -93,7 +93,7 @@ def _bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that say how long and how something is measured; they arrive as `asked`."""
     options = (
         click.option("--threads", metavar="N[,N...]", help="Of one inference; several are swept. [default: profile's]"),
-        click.option("--cores", metavar="LIST|CLUSTER", help="Keep to cores: 0-3, or a cluster's name such as big."),
+        click.option("--cores", metavar="LIST|NAME", help="Keep to cores: 0-3, or by name: big, Cortex-A76."),
         click.option("--governor", metavar="NAME", help="Set it while measuring, and put the old one back."),
         click.option("--min-count", type=click.IntRange(10), help="Inferences.  [default: 400; --rules theirs]"),
         click.option("--min-time", type=click.FloatRange(0), help="Seconds of them.  [default: 1; compared 15; --rules "
@@ -534,9 +534,9 @@ def bench(
 
 def _end_of_bench(failed: Sequence[Any], unwritten: Exception | None) -> NoReturn:
     """Says which cases failed, and ends with the worst of their exit codes."""
-    for error in failed:
-        _show_details(error.details)
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+    for message in dict.fromkeys(error.message for error in failed):
+        _show_details(next(error.details for error in failed if error.message == message))
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
     if unwritten is not None:
         raise unwritten
     sys.exit(max((error.exit_code for error in failed), default=0))
@@ -1084,8 +1084,9 @@ _BOARDS = click.argument("boards", nargs=-1, metavar="[arm64|armhf]...")
 @click.option("--mirror", envvar="EDGESHIP_DEBIAN_MIRROR", show_envvar=True, help="A Debian mirror.")
 def virtual_build(boards: tuple[str, ...], mirror: str | None) -> None:
     """Build the boards (both without a name) in the cache, where they aren't there yet; needs root."""
+    from devices.cache import cache_directory
     from devices.virtual.build import build_board
-    from devices.virtual.plan import BOARDS, cache_directory, find_board
+    from devices.virtual.plan import BOARDS, find_board
 
     cache = cache_directory(os.environ)
     for board in [find_board(name) for name in boards or BOARDS]:
@@ -1097,8 +1098,9 @@ def virtual_build(boards: tuple[str, ...], mirror: str | None) -> None:
 @_BOARDS
 def virtual_start(boards: tuple[str, ...]) -> None:
     """Start the boards (both without a name) and let them run until they are stopped; needs root."""
+    from devices.cache import cache_directory
     from devices.virtual.control import start_board
-    from devices.virtual.plan import BOARDS, cache_directory, find_board, login_command
+    from devices.virtual.plan import BOARDS, find_board, login_command
 
     for board in [find_board(name) for name in boards or BOARDS]:
         running = start_board(board, cache_directory(os.environ))
@@ -1108,8 +1110,8 @@ def virtual_start(boards: tuple[str, ...]) -> None:
 @command(virtual_group, "stop")
 def virtual_stop() -> None:
     """End all boards with everything that runs on them."""
+    from devices.cache import cache_directory
     from devices.virtual.control import list_built, stop_board
-    from devices.virtual.plan import cache_directory
 
     stopped = [files.directory.name for files in list_built(cache_directory(os.environ)) if stop_board(files)]
     click.echo(f"stopped: {', '.join(stopped) or 'none, for none was running'}")
@@ -1119,8 +1121,8 @@ def virtual_stop() -> None:
 @_JSON
 def virtual_status(as_json: bool) -> None:
     """Show which boards are built, which run, and how to log in."""
+    from devices.cache import cache_directory
     from devices.virtual.control import board_states
-    from devices.virtual.plan import cache_directory
 
     states = board_states(cache_directory(os.environ))
     if as_json:
@@ -1171,6 +1173,7 @@ def store_ls(store: Path, as_json: bool) -> None:
 @_JSON
 def store_gc(older_than: float, dry_run: bool, store: Path, as_json: bool) -> None:
     """Remove artifacts that no run uses, interrupted work and quarantine."""
+    from devices.wording import counted
     from pipeline.artifacts import ArtifactStore
     from pipeline.store_maintenance import collect
 
@@ -1182,7 +1185,8 @@ def store_gc(older_than: float, dry_run: bool, store: Path, as_json: bool) -> No
         return
     for leftover in removed:
         click.echo(f"{leftover.kind}: {leftover.path.name} ({leftover.size_bytes / 1024:,.0f} KiB)")
-    click.echo(f"{'Would remove' if dry_run else 'Removed'} {len(removed)} directories, {size / 2**20:,.1f} MiB.")
+    number = counted(len(removed), "directory", "directories")
+    click.echo(f"{'Would remove' if dry_run else 'Removed'} {number}, {size / 2**20:,.1f} MiB.")
 
 
 @main.group("results")
@@ -1220,16 +1224,19 @@ def results_compare(
 
     A verdict needs results of four sessions or more on both sides: edgeship bench --sessions 8.
     """
+    from devices.wording import counted
     from pipeline import measuring, measuring_text
 
     records = measuring.read(results, text, tell=_warn)
     rows = measuring.comparison_rows(records, base, every=every)
     accuracies = measuring.accuracy_rows(records, base, every=every)
     lines = measuring_text.regression_lines(rows) + measuring_text.accuracy_lines(accuracies)
+    lines = lines or [measuring_text.NOTHING_TO_COMPARE]
     _print_lines(lines, {"comparisons": rows, "accuracies": accuracies}, as_json=as_json)
     slower = [row["case"] for row in rows if row["verdict"] == "slower"]
     if slower and fail_on_slowdown:
-        _fail(f"{len(slower)} of {len(rows)} cases are slower: {', '.join(slower)}.", 1)
+        are = "is" if len(slower) == 1 else "are"
+        _fail(f"{len(slower)} of {counted(len(rows), 'case')} {are} slower: {', '.join(slower)}.", 1)
 
 
 @command(results_group, "export")
@@ -1285,6 +1292,7 @@ def _watched(recipe: Any, runs: Path, *, list_epochs: bool = False) -> Iterator[
 
 
 def _print_report(report: dict[str, Any], directory: Path) -> None:
+    from devices.wording import counted
     from pipeline.report import TABLE_COLUMNS, summary_lines, table_rows
 
     devices = [row["device"] for row in report["devices"]]
@@ -1297,9 +1305,8 @@ def _print_report(report: dict[str, Any], directory: Path) -> None:
         click.echo(line)
     seconds = sum(row["seconds"] for row in report["stages"])
     cached = sum(row["cached"] for row in report["stages"])
-    click.echo(
-        f"{len(report['stages'])} stages, {cached} of them cached, {seconds:.1f} s. Report: {directory}/report.md"
-    )
+    number = counted(len(report["stages"]), "stage")
+    click.echo(f"{number}, {cached} of them cached, {seconds:.1f} s. Report: {directory}/report.md")
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -21,6 +21,7 @@ from devices.records import CaseResult
 from devices.results import ResultRecord, append_results, compare_quality, compare_results, read_results, records_of
 from devices.results_csv import to_csv
 from devices.sustained import SustainedResult, as_benchmark, sustain
+from devices.wording import counted
 from pipeline.commit import commit_here
 from pipeline.errors import InputError
 from pipeline.imports.description import InputDescription, ModelDescription
@@ -175,7 +176,8 @@ def read(path: Path, text: str | None, *, tell: Callable[[str], None]) -> list[R
     found = read_results(path)
     for numbers, what in ((found.damaged, "damaged"), (found.newer, "of a newer version of Edgeship")):
         if numbers:
-            tell(f"{len(numbers)} lines of {path} are {what} and left out: {', '.join(map(str, numbers[:5]))}")
+            lines = counted(len(numbers), f"line of {path} is", f"lines of {path} are")
+            tell(f"{lines} {what} and left out: {', '.join(map(str, numbers[:5]))}")
     return [record for record in found.records if text is None or text in record.case.id]
 
 
@@ -193,7 +195,14 @@ def comparison_rows(
         records: In the order of time.
         base_commit: See `compare_results`.
         every: All cases, not only those of the newest run.
+
+    Raises:
+        InputError: There are no results of that commit.
     """
+    commits = list(dict.fromkeys(record.commit[:10] for record in reversed(records) if record.commit))
+    if base_commit is not None and not any((record.commit or "").startswith(base_commit) for record in records):
+        there = f"there are those of {', '.join(commits[:5])}" if commits else "none was measured in a repository"
+        raise InputError(f"There are no results of a commit {base_commit}; {there}. Give one of these as --base.")
     return [
         {
             "case": newest.case.id,

@@ -11,6 +11,7 @@ from devices.measurement import BenchmarkResult
 from devices.records import CaseResult
 from devices.results import ResultRecord
 from devices.sustained import SustainedResult
+from devices.wording import counted
 from pipeline.calibration.report import with_interval
 
 WIDTH = 100
@@ -47,7 +48,7 @@ def bench_lines(result: BenchmarkResult) -> list[str]:
 
 def _case_lines(case: CaseResult) -> list[str]:
     latency = case.latency_ms
-    threads = "1 thread" if case.num_threads == 1 else f"{case.num_threads} threads"
+    threads = counted(case.num_threads, "thread")
     if latency is None:
         return [_columns(f"  {threads}", ["failed"])]
     width = f"{100 * relative_half_width(latency.p50_interval):.1f}%"
@@ -62,7 +63,7 @@ def _notes(case: CaseResult) -> str:
     latency = case.latency_ms
     assert latency is not None  # noqa: S101 (the caller looked)
     stopped = _STOPPED[case.stopped_by] if case.stopped_by else ""
-    notes = [f"{latency.count:,} inferences, {stopped}".rstrip(", ")]
+    notes = [f"{counted(latency.count, 'inference')}, {stopped}".rstrip(", ")]
     if len(case.session_p50_ms) > 1:
         notes.append(f"medians of {len(case.session_p50_ms)} sessions {_range(case.session_p50_ms, 3)} ms")
     if case.cores is not None:
@@ -72,7 +73,8 @@ def _notes(case: CaseResult) -> str:
     if case.size_bytes is not None:
         notes.append(f"file {case.size_bytes / 1024:,.0f} KiB")
     if case.energy_mj is not None:
-        notes.append(f"{case.energy_mj:.2f} mJ each")
+        sensor = f" ({case.energy_sensor})" if case.energy_sensor else ""
+        notes.append(f"{case.energy_mj:.2f} mJ each{sensor}")
     if case.end_to_end is not None:
         whole = case.end_to_end
         notes.append(
@@ -95,7 +97,7 @@ def _device_lines(result: BenchmarkResult) -> list[str]:
         f"{_range(temperatures, 0)} degrees C" if temperatures else "temperature not told",
     ]
     if counts and counts[-1] > counts[0]:
-        limited.append(f"{counts[-1] - counts[0]} times for heat")
+        limited.append(f"{counted(counts[-1] - counts[0], 'time')} for heat")
     state.append(f"limited: {', '.join(limited) or 'no'}" if counts or flags else "throttling not told")
     lines = wrapped(f"Device meanwhile: {', '.join(state)}.", "  ", first="")
     reasons = sorted({case.energy_reason for case in result.cases if case.energy_reason})
@@ -137,8 +139,8 @@ def profile_lines(profiles: Mapping[str, Mapping[str, Any]], *, most: int = 12) 
         for layer in found["layers"]:
             counts[layer["where"]] = counts.get(layer["where"], 0) + 1
         places = ", ".join(f"{count} in {place or '?'}" for place, count in sorted(counts.items(), key=_by_count))
-        pieces = "" if found["partitions"] is None else f" ({found['partitions']} pieces for the delegate)"
-        lines += wrapped(f"{found['operations']} operations: {places}{pieces}", "  ")
+        pieces = "" if found["partitions"] is None else f" ({counted(found['partitions'], 'piece')} for the delegate)"
+        lines += wrapped(f"{counted(found['operations'], 'operation')}: {places}{pieces}", "  ")
         total = sum(layer["ms"] or 0 for layer in found["layers"])
         if not total:
             lines += wrapped(f"time per layer: {found['reason']}", "  ")
@@ -177,6 +179,11 @@ def result_rows(records: Sequence[ResultRecord]) -> list[tuple[str, ...]]:
         )
         for record in records
     ]
+
+
+NOTHING_TO_COMPARE = (
+    "Nothing to compare with yet: on this machine no case has an older result of a commit without changes."
+)
 
 
 def regression_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

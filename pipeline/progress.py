@@ -30,7 +30,7 @@ def stage_line(event: dict[str, Any]) -> str | None:
     if state == "done":
         return f"{name}: done in {event['seconds']:.1f} s"
     if state == "failed":
-        return f"{name}: FAILED: {event['message']}"
+        return f"{name}: FAILED: {event['message']}".removeprefix(": ")
     if state == "running":
         return f"{name}: running"
     return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from devices.wording import counted
 from pipeline.artifacts import ArtifactStore
 from pipeline.errors import InputError
 from pipeline.executor import StageExecutor
@@ -123,7 +124,7 @@ def dry_run_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _steps(training: Mapping[str, Any]) -> str:
     text = (
-        f"{training['total_steps']:,} = {training['epochs']} epochs of {training['steps_per_epoch']:,}, "
+        f"{training['total_steps']:,} = {counted(training['epochs'], 'epoch')} of {training['steps_per_epoch']:,}, "
         f"{training['batch_size']} images each"
     )
     every = training["accumulate_steps"]

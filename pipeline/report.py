@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from devices.wording import counted
 from pipeline import compilation_text
 from pipeline.calibration.report import confidence_lines, confidence_section, worse_calibration_lines
 from pipeline.gates import GateRow
@@ -152,7 +153,8 @@ def _benchmarks(result: RunResult) -> list[dict[str, Any]]:
                         for field in (
                             "latency_ms", "load_ms", "first_inference_ms", "warm_up_count", "num_threads",
                             "peak_memory_mb", "peak_memory_reason", "baseline_memory_mb", "sha256", "size_bytes",
-                            "stopped_by", "throughput_per_s", "runtime_memory_mb", "energy_mj", "energy_reason",
+                            "stopped_by", "throughput_per_s", "runtime_memory_mb", "energy_mj", "energy_sensor",
+                            "energy_reason",
                             "session_p50_ms", "delegated_share", "accuracy", "accuracy_interval", "ece", "ece_interval",
                             "divergence",
                         )
@@ -295,7 +297,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"## {device['device']} ({device['mode']})",
             "",
             (
-                f"{facts.get('cpu_model')}, {facts.get('usable_cores') or facts.get('cores')} cores, "
+                f"{facts.get('cpu_model')}, {_cores(facts)}, "
                 f"{facts.get('os')}, Python {facts.get('python')}, governor {facts.get('governor') or 'unknown'}, load "
                 f"{_load(device['load_average_before'])} before and {_load(device['load_average_after'])} after."
             ),
@@ -361,6 +363,11 @@ def _counts(data: Mapping[str, Any]) -> str:
         (data["num_unreadable"], "unreadable files left out"),
     ]
     return "; ".join([text, *(f"{count} {what}" for count, what in extras if count)])
+
+
+def _cores(facts: Mapping[str, Any]) -> str:
+    number = facts.get("usable_cores") or facts.get("cores")
+    return "cores not told" if number is None else counted(number, "core")
 
 
 def _load(values: Sequence[float] | None) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from devices.wording import counted
 from pipeline.artifacts import ArtifactStore
 from pipeline.calibration.report import with_interval
 from pipeline.errors import InputError
@@ -128,8 +129,8 @@ def training_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary["epochs"]:
         speed = summary["images_per_second"]
         text = (
-            f"{summary['epochs']} epochs on {summary['backend']}, the best was {summary['best_epoch']} (validation "
-            f"accuracy {100 * summary['validation_accuracy']:.2f} %)"
+            f"{counted(summary['epochs'], 'epoch')} on {summary['backend']}, the best was {summary['best_epoch']} "
+            f"(validation accuracy {100 * summary['validation_accuracy']:.2f} %)"
         )
         lines.append(("training", text + (f"; {speed:,.0f} images/s" if speed else "")))
     if summary["cached"]:

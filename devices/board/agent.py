@@ -1,12 +1,12 @@
 """The agent: one process on the board that holds one model and answers requests about it.
 
-hello                                                          -> protocol, python, pid
+hello                                                          -> protocol, python, pid, and what was `mended`
 facts                                                          -> see `facts.collect`
 sample                                                         -> see `sensors.sample`
 set_governor {governor}, restore_governor                      -> nothing
 import_runtime {runtime}                                       -> memory before and after, and the time it took
 load {runtime, path, num_threads, sha256?, weights_sha256?,
-      input_shapes?, cores?}                                   -> times, description, digest, size, memory, cores
+      input_shapes?, cores?, clusters?, energy?}               -> times, description, digest, size, memory, cores
 warm_up {min_count, min_time_s}                                -> count, seconds
 measure {count?, time_s?, settle_count?}                       -> latencies_ns, energy_uj or energy_reason
 measure_image {path, preprocess, transform, count?, time_s?,
@@ -40,8 +40,11 @@ from .companions import companion_of
 from .compiling import compile_model
 from .cores import pin
 from .end_to_end import ImagePath, stages_record
+from .energy import EnergyMeter
 from .errors import AgentError, ModelRejected
+from .governor import GovernorKeeper
 from .jsonlines import EmitEvent, Handler
+from .launch import DIRECTORY_VARIABLE
 from .memory import peak_memory, resident_memory_mb
 from .mlperf import run_scenario
 from .prediction import predict
@@ -64,6 +67,7 @@ class BoardAgent:
         runners: By runtime name, what makes a runner.
         clock_ns: What latencies are read from; the fake device puts a scripted one here.
         root: Of the file system that sensors are read from; the fake device has none.
+        on_governor: Called before the governor is set, so that nothing ends this process before it is put back.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class BoardAgent:
         runners: Mapping[str, Callable[[], Runner]] = RUNNERS,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         root: str = "",
+        on_governor: Optional[Callable[[], None]] = None,
     ) -> None:
         self._runners = runners
         self._clock_ns = clock_ns
@@ -80,8 +85,9 @@ class BoardAgent:
         self._inputs: List[List[Array[Any, Any]]] = []
         self._next_input = 0
         self._scratch = ""
-        self._governors: List[Tuple[str, str]] = []
-        self._meter: Optional[sensors.EnergyMeter] = None
+        self._governors = GovernorKeeper(os.environ.get(DIRECTORY_VARIABLE) or os.path.expanduser("~/.edgeship"), root)
+        self._on_governor = on_governor
+        self._meter: Optional[EnergyMeter] = None
         self._images: Dict[str, ImagePath] = {}
 
     def handlers(self) -> Dict[str, Handler]:
@@ -105,8 +111,18 @@ class BoardAgent:
             "unload": self._unload,
         }
 
+    def close(self) -> None:
+        """Puts right what must not outlive this process. May be called on any thread, and more than once."""
+        self._governors.restore()
+
     def _hello(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
-        return {"protocol": PROTOCOL_VERSION, "python": platform.python_version(), "pid": os.getpid()}
+        mended = self._governors.mend()
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "python": platform.python_version(),
+            "pid": os.getpid(),
+            "mended": mended,
+        }
 
     def _facts(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         return facts.collect()
@@ -115,12 +131,12 @@ class BoardAgent:
         return sensors.sample(self._root)
 
     def _set_governor(self, params: Dict[str, Any], emit_event: EmitEvent) -> None:  # noqa: ARG002
-        old = sensors.set_governor(params["governor"], self._root)
-        self._governors = self._governors or old
+        if self._on_governor is not None:
+            self._on_governor()
+        self._governors.set(params["governor"])
 
     def _restore_governor(self, params: Dict[str, Any], emit_event: EmitEvent) -> None:  # noqa: ARG002
-        old, self._governors = self._governors, []
-        sensors.restore_governors(old)
+        self._governors.restore()
 
     def _import_runtime(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         """Imports a runtime into an agent that has no model, to tell its memory and its time from the model's."""
@@ -140,7 +156,7 @@ class BoardAgent:
         input_shapes: Dict[str, List[int]] = params.get("input_shapes") or {}
         files = _check_files(path, params.get("sha256"), params.get("weights_sha256"))
         # Before the runtime is imported, so that the threads it starts keep to the same cores.
-        cores = pin(params["cores"]) if params.get("cores") else None
+        cores = pin(params["cores"], self._root, named=params.get("clusters")) if params.get("cores") else None
         baseline_memory_mb = resident_memory_mb()
         runner = self._runners[runtime]()
         started = self._clock_ns()
@@ -153,11 +169,13 @@ class BoardAgent:
         _infer_first(runner, inputs[0], path)
         done = self._clock_ns()
         self._runner, self._feeds, self._inputs, self._next_input = runner, feeds, inputs, 0
+        self._meter = EnergyMeter(self._root, params.get("energy"))
         return {
             "load_ms": (loaded - started) / 1e6,
             "first_inference_ms": (done - first) / 1e6,
             "num_threads": num_threads,
             "cores": cores,
+            "energy_sensor": self._meter.name,
             "sha256": files[0]["sha256"],
             "size_bytes": sum(file["size_bytes"] for file in files),
             "files": files,
@@ -183,13 +201,14 @@ class BoardAgent:
 
         `settle_count` inferences go before them untimed: another process has just used the caches.
         """
-        runner, clock_ns, meter = self._loaded(), self._clock_ns, self._energy_meter()
+        runner, clock_ns = self._loaded(), self._clock_ns
+        meter = self._meter = self._meter or EnergyMeter(self._root)
         limit, budget_ns = _limits(params)
         latencies: List[int] = []
         for _ in range(int(params.get("settle_count", 0))):
             runner.infer(self._input())
         with _no_garbage_collection():
-            energy = meter.read_uj()
+            energy = meter.read()
             begin = clock_ns()
             while True:
                 inputs = self._input()
@@ -199,7 +218,7 @@ class BoardAgent:
                 latencies.append(ended - started)
                 if len(latencies) >= limit or ended - begin >= budget_ns:
                     break
-            energy_uj = meter.spent_uj(energy, meter.read_uj())
+            energy_uj = meter.spent_uj(energy, meter.read(), sum(latencies))
         return {"latencies_ns": latencies, "energy_uj": energy_uj, "energy_reason": meter.reason}
 
     def _measure_image(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
@@ -279,11 +298,6 @@ class BoardAgent:
         if not self._scratch:
             self._scratch = tempfile.mkdtemp(prefix="edgeship-")
         return self._scratch
-
-    def _energy_meter(self) -> sensors.EnergyMeter:
-        if self._meter is None:
-            self._meter = sensors.EnergyMeter(self._root)
-        return self._meter
 
     def _loaded(self) -> Runner:
         if self._runner is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 import numpy as np
 
-from .errors import AgentError
+from .errors import BadInput
 from .preprocess import InputTransform, Preprocess, preprocess
 from .quantization import dequantize
 from .runners import Runner
@@ -31,7 +32,7 @@ class ImagePath:
         feeds: Its inputs.
 
     Raises:
-        AgentError: The file can't be decoded, or does not fit the model.
+        BadInput: The file can't be decoded, or does not fit the model.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ImagePath:
     ) -> None:
         description = runner.describe()
         if len(feeds) != 1:
-            raise AgentError(f"the model takes {len(feeds)} inputs; an image can be measured for a model of one")
+            raise BadInput(f"the model takes {len(feeds)} inputs; an image can be measured for a model of one")
         self._runner, self._feed, self._path = runner, feeds[0], path
         self._input, self._output = description["inputs"][0], description["outputs"][0]
         self._decode, self.decoder = find_decoder(path)
@@ -52,10 +53,13 @@ class ImagePath:
             self._record = Preprocess.from_dict(record)
             self._transform = InputTransform.from_json(transform)
             made = self._prepared(self._decode(path))
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises the last for some broken files
-            raise AgentError(f"the image {path} can't be used: {error}") from error
+        except Exception as error:  # broken files make decoders raise whatever there is
+            raise BadInput(
+                f"the image {os.path.basename(path)} can't be used: {error}. Expected a picture such as a PNG, a JPEG "
+                "or a binary PPM of 8 bits"
+            ) from error
         if made.shape != self._feed.shape or made.dtype != self._feed.dtype:
-            raise AgentError(
+            raise BadInput(
                 f"the image becomes {made.dtype.name} {made.shape}, but the model's input '{self._feed.name}' takes "
                 f"{self._feed.dtype.name} {self._feed.shape}; give another layout"
             )
@@ -91,7 +95,7 @@ def find_decoder(path: str) -> tuple[Callable[[str], Array[Any, Any]], str]:
     """What decodes a file, and what it is called.
 
     Raises:
-        AgentError: Nothing on this board does.
+        BadInput: Nothing on this board does.
     """
     if path.endswith(".npy"):
         return _decode_npy, "numpy (no decoding)"
@@ -100,8 +104,9 @@ def find_decoder(path: str) -> tuple[Callable[[str], Array[Any, Any]], str]:
     try:
         pillow = importlib.import_module("PIL.Image")
     except ImportError as error:
-        raise AgentError(
-            f"{path} can't be decoded on this device, which has no Pillow: install it there, or give a binary .ppm"
+        raise BadInput(
+            f"{os.path.basename(path)} can't be decoded on this device, which has no Pillow: install it there, "
+            "or give a binary .ppm"
         ) from error
 
     def decode(path: str) -> Array[Any, Any]:

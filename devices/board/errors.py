@@ -7,6 +7,10 @@ class AgentError(Exception):
     """A request that the agent can't carry out; the message says what to do."""
 
 
+class BadInput(AgentError):
+    """What the user asked for can't be had on this board; only the board could know."""
+
+
 class ModelRejected(AgentError):
     """The model file is bad: its digest differs, it does not load, or its tensors can't be used."""
 

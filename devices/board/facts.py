@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from . import hardware
 from .interpreter import android_properties
+from .kernel import read_text
 
 CPU_FEATURES = (
     # x86
@@ -55,44 +56,43 @@ RUNTIME_PACKAGES = {
 """By distribution name, the runtime it brings."""
 
 _BUSY_SAMPLE_S = 0.33
-_CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
-_CPU_IDS = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
+_CPU_IDS = f"{hardware.CPUS}/cpu0/regs/identification/midr_el1"
 
 
 def collect() -> Dict[str, Any]:
     """Everything, JSON values only; what the board does not tell is None."""
-    cpuinfo = _read("/proc/cpuinfo")
+    cpuinfo = read_text("/proc/cpuinfo")
     libc, libc_version = platform.libc_ver()
     android = android_properties()
     return {
         "cpu_model": parse_cpu_model(cpuinfo),
-        "board_model": _read("/proc/device-tree/model").rstrip("\0\n") or android.get("model"),
+        "board_model": read_text("/proc/device-tree/model").rstrip("\0\n") or android.get("model"),
         "architecture": platform.machine(),
         "cpu_features": parse_cpu_features(cpuinfo),
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
         "clusters": hardware.clusters(cpuinfo),
-        "governor": _read(_CPU + "/scaling_governor").strip() or None,
-        "frequency_mhz": parse_frequency_mhz(cpuinfo, _read(_CPU + "/scaling_cur_freq")),
-        "memory_mb": parse_memory_mb(_read("/proc/meminfo"), "MemTotal"),
-        "available_memory_mb": parse_memory_mb(_read("/proc/meminfo"), "MemAvailable"),
+        "governor": hardware.governor(),
+        "frequency_mhz": parse_frequency_mhz(cpuinfo, read_text(f"{hardware.CPUS}/cpu0/cpufreq/scaling_cur_freq")),
+        "memory_mb": parse_memory_mb(read_text("/proc/meminfo"), "MemTotal"),
+        "available_memory_mb": parse_memory_mb(read_text("/proc/meminfo"), "MemAvailable"),
         "cpu_busy_share": _busy_share(),
-        "load_average": parse_load_average(_read("/proc/loadavg")),
-        "throttle_count": _throttle_count(),
+        "load_average": parse_load_average(read_text("/proc/loadavg")),
+        "throttle_count": hardware.throttle_count(),
         "throttling": hardware.throttling(),
         "cooling_states": hardware.cooling_states(),
         "temperatures_c": hardware.temperatures_c(),
         "energy_sensors": hardware.energy_sensors(),
         **_storage_mb(os.path.expanduser("~")),
         "kernel": platform.release(),
-        "os": parse_os_name(_read("/etc/os-release")) or android.get("os") or platform.system(),
+        "os": parse_os_name(read_text("/etc/os-release")) or android.get("os") or platform.system(),
         "libc": "bionic" if hasattr(sys, "getandroidapilevel") else f"{libc} {libc_version}" if libc else None,
         "python": platform.python_version(),
         "python_executable": sys.executable,
         "python_bits": 8 * struct.calcsize("P"),
         "python_modules": {name: util.find_spec(name) is not None for name in ("venv", "ensurepip", "pip")},
         "numpy": _version("numpy"),
-        "cpu_ids": hardware.parse_cpu_ids(_read(_CPU_IDS)),
+        "cpu_ids": hardware.parse_cpu_ids(read_text(_CPU_IDS)),
         "runtimes": installed_runtimes(),
     }
 
@@ -187,9 +187,9 @@ def _busy_share() -> Optional[float]:
 
     Unlike the load average it does not remember what ended a minute ago.
     """
-    before = parse_cpu_times(_read("/proc/stat"))
+    before = parse_cpu_times(read_text("/proc/stat"))
     time.sleep(_BUSY_SAMPLE_S)
-    after = parse_cpu_times(_read("/proc/stat"))
+    after = parse_cpu_times(read_text("/proc/stat"))
     if before is None or after is None or after[1] <= before[1]:
         return None
     return round((after[0] - before[0]) / (after[1] - before[1]), 3)
@@ -199,17 +199,3 @@ def _usable_cores() -> Optional[int]:
     """Cores this process may run on; fewer than there are under taskset or in a container."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count()
-
-
-def _throttle_count() -> Optional[int]:
-    """How often the first core was slowed down for heat since the start (Intel tells)."""
-    text = _read("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count").strip()
-    return int(text) if text.isdigit() else None
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        return ""

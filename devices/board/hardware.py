@@ -6,12 +6,13 @@ tests read recorded trees.
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
 import subprocess
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from .kernel import read_text, sorted_paths, whole_number
 
 # ARM's implementer and part numbers (Arm Ltd., "Main ID Register"; the kernel prints them instead of a name).
 ARM_PARTS = {
@@ -44,9 +45,11 @@ THROTTLED_BITS = {
     3: "soft temperature limit",
 }
 
-_CPUS = "/sys/devices/system/cpu"
+CPUS = "/sys/devices/system/cpu"
 _FIRMWARE = "/sys/devices/platform/soc*/soc*:firmware/get_throttled"
 _VCGENCMD_TIMEOUT_S = 5
+_PROCESSOR_CHIPS = ("coretemp", "k10temp", "cpu_thermal", "zenpower")
+"""Chips of hwmon that are in the processor."""
 _LIKE_CORES = 0.9
 """Cores of one name are of one cluster where none is slower than this share of the fastest: chips of one kind are
 sorted by what they reach."""
@@ -130,39 +133,88 @@ def parse_cpu_ids(midr: str) -> bool:
 
 
 def clusters(cpuinfo: str, root: str = "") -> List[Any]:
-    """The clusters of the board, see `group_cores`."""
+    """The clusters of the board, see `group_cores`; where nothing names the cores they are `unknown`."""
     names = core_names(cpuinfo)
-    speeds = {}
-    for cpu in names:
-        directory = f"{root}{_CPUS}/cpu{cpu}"
-        speeds[cpu] = (
-            _whole_number(directory + "/cpufreq/cpuinfo_max_freq"),
-            _whole_number(directory + "/cpu_capacity"),
+    if not names:
+        for path in sorted_paths(f"{root}{CPUS}/cpu[0-9]*"):
+            match = re.search(r"/cpu(\d+)$", path)
+            if match is not None:
+                names[int(match.group(1))] = "unknown"
+    return group_cores(names, core_speeds(names, root))
+
+
+def core_speeds(cpus: Iterable[int], root: str = "") -> Dict[int, Tuple[Optional[int], Optional[int]]]:
+    """By logical core, its highest frequency in kHz and its capacity (0..1024, from the device tree)."""
+    return {
+        cpu: (
+            whole_number(f"{root}{CPUS}/cpu{cpu}/cpufreq/cpuinfo_max_freq"),
+            whole_number(f"{root}{CPUS}/cpu{cpu}/cpu_capacity"),
         )
-    return group_cores(names, speeds)
+        for cpu in cpus
+    }
 
 
 def temperatures_c(root: str = "") -> Dict[str, float]:
-    """By the name of its zone or sensor, each temperature that the board tells."""
-    found = {}
-    for path in _paths(f"{root}/sys/class/thermal/thermal_zone*/temp"):
-        value = parse_temperature_c(_read(path))
+    """By the name of its zone or sensor, each temperature that the board tells; the highest of those of one name."""
+    zones = _zones_c(root)
+    return {**zones, **_chips_c(root), **zones}  # the zones in front, and they count where names meet
+
+
+def processor_temperatures_c(root: str = "") -> Dict[str, float]:
+    """Those of the processor: of the thermal zones, and where there are none of its sensors in hwmon."""
+    zones = _zones_c(root)
+    return zones or _chips_c(root, _PROCESSOR_CHIPS)
+
+
+def _zones_c(root: str) -> Dict[str, float]:
+    """By the type of the thermal zone; several zones of one type are told by the hottest."""
+    found: Dict[str, float] = {}
+    for path in sorted_paths(f"{root}/sys/class/thermal/thermal_zone*/temp"):
+        value = parse_temperature_c(read_text(path))
         if value is not None:
             folder = os.path.dirname(path)
-            found[_read(folder + "/type").strip() or os.path.basename(folder)] = value
-    for path in _paths(f"{root}/sys/class/hwmon/hwmon*/temp*_input"):
-        value = parse_temperature_c(_read(path))
-        if value is not None:
-            chip = _read(os.path.join(os.path.dirname(path), "name")).strip()
-            label = _read(path[: -len("input")] + "label").strip() or os.path.basename(path)[: -len("_input")]
-            found.setdefault(f"{chip} {label}".strip(), value)
+            name = read_text(folder + "/type").strip() or os.path.basename(folder)
+            found[name] = max(value, found.get(name, value))
     return found
+
+
+def _chips_c(root: str, chips: Optional[Sequence[str]] = None) -> Dict[str, float]:
+    """By chip and label, the temperatures in hwmon; None takes all chips."""
+    found: Dict[str, float] = {}
+    for path in sorted_paths(f"{root}/sys/class/hwmon/hwmon*/temp*_input"):
+        value = parse_temperature_c(read_text(path))
+        chip = read_text(os.path.join(os.path.dirname(path), "name")).strip()
+        if value is not None and (chips is None or chip in chips):
+            label = read_text(path[: -len("input")] + "label").strip() or os.path.basename(path)[: -len("_input")]
+            name = f"{chip} {label}".strip()
+            found[name] = max(value, found.get(name, value))
+    return found
+
+
+def frequencies_mhz(root: str = "") -> List[float]:
+    """Of each core that tells, in their order."""
+    paths = sorted_paths(f"{root}{CPUS}/cpu[0-9]*/cpufreq/scaling_cur_freq")
+    if not paths:
+        texts = re.findall(r"^cpu MHz\s*:\s*([0-9.]+)$", read_text(root + "/proc/cpuinfo"), re.MULTILINE)
+        return [float(text) for text in texts]
+    values = [whole_number(path) for path in paths]
+    return [value / 1000 for value in values if value is not None]
+
+
+def governor(root: str = "") -> Optional[str]:
+    """Of the first core."""
+    return read_text(f"{root}{CPUS}/cpu0/cpufreq/scaling_governor").strip() or None
+
+
+def throttle_count(root: str = "") -> Optional[int]:
+    """How often the first core was slowed down for heat since the start (Intel tells)."""
+    return whole_number(f"{root}{CPUS}/cpu0/thermal_throttle/core_throttle_count")
 
 
 def throttling(root: str = "") -> Optional[Dict[str, List[str]]]:
     """What slows a Raspberry Pi down, see `parse_throttled`; None on other boards."""
-    for path in _paths(root + _FIRMWARE):
-        flags = parse_throttled(_read(path))
+    for path in sorted_paths(root + _FIRMWARE):
+        flags = parse_throttled(read_text(path))
         if flags is not None:
             return flags
     program = None if root else shutil.which("vcgencmd")
@@ -185,9 +237,9 @@ def throttling(root: str = "") -> Optional[Dict[str, List[str]]]:
 def cooling_states(root: str = "") -> Dict[str, int]:
     """By its type, how far each cooling device that slows a processor down is on now; 0 is off."""
     found: Dict[str, int] = {}
-    for path in _paths(f"{root}/sys/class/thermal/cooling_device*/cur_state"):
-        kind = _read(os.path.join(os.path.dirname(path), "type")).strip()
-        value = _whole_number(path)
+    for path in sorted_paths(f"{root}/sys/class/thermal/cooling_device*/cur_state"):
+        kind = read_text(os.path.join(os.path.dirname(path), "type")).strip()
+        value = whole_number(path)
         if kind.startswith(("cpufreq", "thermal-cpufreq", "cpu", "Processor")) and value is not None:
             found[kind] = max(value, found.get(kind, 0))
     return found
@@ -201,10 +253,10 @@ def energy_sensors(root: str = "") -> List[Dict[str, Any]]:
         milliamperes in `paths`), `name`, and `readable`, for the kernel keeps RAPL to root.
     """
     found: List[Dict[str, Any]] = []
-    for path in _paths(f"{root}/sys/class/powercap/intel-rapl:*/energy_uj"):
-        name = _read(os.path.join(os.path.dirname(path), "name")).strip()
+    for path in sorted_paths(f"{root}/sys/class/powercap/intel-rapl:*/energy_uj"):
+        name = read_text(os.path.join(os.path.dirname(path), "name")).strip()
         found.append({"kind": "rapl", "name": name, "paths": [path], "readable": os.access(path, os.R_OK)})
-    for folder in _paths(f"{root}/sys/class/hwmon/hwmon*"):
+    for folder in sorted_paths(f"{root}/sys/class/hwmon/hwmon*"):
         found += [{"kind": "hwmon", **sensor} for sensor in _power_sensors(folder)]
     for sensor in found:
         sensor["paths"] = [path[len(root) :] for path in sensor["paths"]]
@@ -213,12 +265,12 @@ def energy_sensors(root: str = "") -> List[Dict[str, Any]]:
 
 def _power_sensors(folder: str) -> List[Dict[str, Any]]:
     """The powers of one chip of hwmon: measured, or as voltage and current of a channel, as with the INA3221."""
-    chip = _read(folder + "/name").strip()
-    powers = _paths(folder + "/power*_input")
+    chip = read_text(folder + "/name").strip()
+    powers = sorted_paths(folder + "/power*_input")
     if powers:
         return [_power_sensor(chip, path[: -len("input")], [path]) for path in powers]
     found = []
-    for current in _paths(folder + "/curr*_input"):
+    for current in sorted_paths(folder + "/curr*_input"):
         number = re.search(r"curr(\d+)_input$", current)
         voltage = f"{folder}/in{number.group(1) if number else ''}_input"
         # The fourth current of an INA3221 is the sum of the three, and has no voltage.
@@ -228,24 +280,6 @@ def _power_sensors(folder: str) -> List[Dict[str, Any]]:
 
 
 def _power_sensor(chip: str, prefix: str, paths: Sequence[str]) -> Dict[str, Any]:
-    label = _read(prefix + "label").strip()
+    label = read_text(prefix + "label").strip()
     readable = all(os.access(path, os.R_OK) for path in paths)
     return {"name": f"{chip} {label}".strip(), "paths": list(paths), "readable": readable}
-
-
-def _paths(pattern: str) -> List[str]:
-    """The files of a pattern, by their numbers."""
-    return sorted(glob.glob(pattern), key=lambda path: [int(part) for part in re.findall(r"\d+", path)])
-
-
-def _whole_number(path: str) -> Optional[int]:
-    text = _read(path).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        return ""

@@ -16,7 +16,7 @@ import select
 import signal
 import threading
 import traceback
-from typing import Any, Callable, Dict, Mapping
+from typing import Any, Callable, Dict, Mapping, NoReturn, Optional
 
 Event = Dict[str, Any]
 EmitEvent = Callable[[Event], None]
@@ -29,7 +29,43 @@ _READ_BYTES = 1 << 16
 _F_SETSIG = 10  # Linux; Python's fcntl does not name it before 3.11
 
 
-def serve(handlers: Mapping[str, Handler]) -> None:
+class Lifeline:
+    """A pipe that tells this process when the asking one is gone, see `LIFELINE_VARIABLE`."""
+
+    def __init__(self) -> None:
+        self._fd: Optional[int] = None
+
+    def hold(self) -> None:
+        """Asks the kernel to kill this process once the asking side's end of the lifeline closes.
+
+        A thread that waits for the end of standard input needs the interpreter's lock, which a native call may
+        hold for minutes; a signal does not. Unlike PR_SET_PDEATHSIG this follows the process, not the thread that
+        started us.
+        """
+        text = os.environ.pop(LIFELINE_VARIABLE, "")
+        if not text:
+            return
+        self._fd = int(text)
+        with contextlib.suppress(OSError):  # an emulated kernel may lack it; the end of standard input is left then
+            fcntl.fcntl(self._fd, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(self._fd, _F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_ASYNC)
+        os.set_inheritable(self._fd, False)
+        if select.select([self._fd], [], [], 0)[0]:
+            os._exit(0)  # the asking side was gone before we asked for the signal
+
+    def let_go(self) -> None:
+        """Takes that back: from now on the end of standard input ends this process, and lets it tidy up before."""
+        if self._fd is not None:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_ASYNC)
+
+
+def serve(
+    handlers: Mapping[str, Handler],
+    *,
+    at_end: Callable[[], None] = lambda: None,
+    lifeline: Optional[Lifeline] = None,
+) -> None:
     """Answers requests from standard input, one at a time on the calling thread, until the asker is gone.
 
     Never returns: at the end of standard input the process ends with status 0, even in the middle of a
@@ -40,21 +76,30 @@ def serve(handlers: Mapping[str, Handler]) -> None:
     Args:
         handlers: By method name, a function of (params, emit_event) whose result is a JSON value. An
             exception becomes an error line with its type's name, its message, and the traceback as details.
+        at_end: Called right before the process ends because the asker is gone, on any thread; not where a signal
+            ends it.
+        lifeline: None makes one.
     """
     requests_fd, answers_fd = _take_standard_streams()
-    _hold_lifeline()
+    (lifeline or Lifeline()).hold()
+
+    def end() -> NoReturn:
+        with contextlib.suppress(Exception):  # nobody is there any more to be told
+            at_end()
+        os._exit(0)
+
     write_lock = threading.Lock()
 
     def write(line: Dict[str, Any]) -> None:
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         with write_lock:
-            _write_all(answers_fd, data)
+            _write_all(answers_fd, data, end)
 
     def emit_event(event: Event) -> None:
         write({"event": event})
 
     lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_read_lines, args=(requests_fd, lines), name="requests", daemon=True).start()
+    threading.Thread(target=_read_lines, args=(requests_fd, lines, end), name="requests", daemon=True).start()
     while True:
         line = lines.get()
         if line.strip():
@@ -101,27 +146,7 @@ def _take_standard_streams() -> tuple[int, int]:
     return requests_fd, answers_fd
 
 
-def _hold_lifeline() -> None:
-    """Asks the kernel to kill this process once the asking side's end of the lifeline closes.
-
-    A thread that waits for the end of standard input needs the interpreter's lock, which a native call may
-    hold for minutes; a signal does not. Unlike PR_SET_PDEATHSIG this follows the process, not the thread that
-    started us.
-    """
-    text = os.environ.pop(LIFELINE_VARIABLE, "")
-    if not text:
-        return
-    lifeline = int(text)
-    with contextlib.suppress(OSError):  # an emulated kernel may lack it; the end of standard input is left then
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    os.set_inheritable(lifeline, False)
-    if select.select([lifeline], [], [], 0)[0]:
-        os._exit(0)  # the asking side was gone before we asked for the signal
-
-
-def _read_lines(requests_fd: int, lines: queue.Queue[bytes]) -> None:
+def _read_lines(requests_fd: int, lines: queue.Queue[bytes], end: Callable[[], NoReturn]) -> None:
     """Hands over complete lines; ends the process at the end of the stream."""
     rest = b""
     while True:
@@ -130,17 +155,17 @@ def _read_lines(requests_fd: int, lines: queue.Queue[bytes]) -> None:
         except OSError:
             data = b""
         if not data:
-            os._exit(0)
+            end()
         *complete, rest = (rest + data).split(b"\n")
         for line in complete:
             lines.put(line)
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes, end: Callable[[], NoReturn]) -> None:
     """Writes everything, or ends the process when nobody reads any more."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(fd, view) :]
         except BrokenPipeError:
-            os._exit(0)
+            end()

@@ -19,7 +19,11 @@ from typing import List, NoReturn, Optional, Sequence
 
 # Runtimes get their number of threads through their own options; these keep numpy and OpenMP from adding more.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+DIRECTORY_VARIABLE = "EDGESHIP_AGENT_DIRECTORY"
+"""Names the directory on the board in which an agent leaves notes for later ones."""
+
 _GRACE_MS = 5000
+_LAST_WORDS_MS = 1000
 _POLLRDHUP = 0x2000  # Linux; Python's select has no name for it on every architecture
 
 
@@ -38,6 +42,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if child == 0:
         os.close(lifeline)
         os.close(ended)
+        os.environ.setdefault(DIRECTORY_VARIABLE, os.path.dirname(os.path.dirname(os.path.abspath(arguments[0]))))
         _become_agent(arguments[1])
     os.close(alive)
     _guard(child, ended, lifeline)
@@ -66,13 +71,18 @@ def _guard(child: int, ended: int, lifeline: int) -> None:
         poller.register(fd, 0)  # the end of a pipe is reported without being asked for
     poller.register(0, _POLLRDHUP)
     patience_ms: Optional[int] = None
+    asked = False
     while True:
         ready: List[int] = [fd for fd, _ in poller.poll(patience_ms)]
         if ended in ready:
             return
-        if not ready:
+        if not ready and asked:
             os.kill(child, signal.SIGKILL)
             return
+        if not ready:
+            os.kill(child, signal.SIGTERM)  # an agent that has set the governor puts it back
+            asked, patience_ms = True, _LAST_WORDS_MS
+            continue
         for fd in ready:
             poller.unregister(fd)
         patience_ms = _GRACE_MS

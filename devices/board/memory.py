@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, Optional
 
+from .kernel import read_text
+
 _STATUS = "/proc/self/status"
 
 
@@ -16,7 +18,7 @@ def parse_status_mb(status: str, field: str) -> Optional[float]:
 
 def resident_memory_mb() -> Optional[float]:
     """Resident memory now, in MiB; None where the kernel does not tell."""
-    return parse_status_mb(_read_status(), "VmRSS")
+    return parse_status_mb(read_text(_STATUS), "VmRSS")
 
 
 def peak_memory() -> Dict[str, Any]:
@@ -28,15 +30,7 @@ def peak_memory() -> Dict[str, Any]:
     Returns:
         `peak_memory_mb`; where the kernel does not tell, it is None and `peak_memory_reason` says why.
     """
-    peak_memory_mb = parse_status_mb(_read_status(), "VmHWM")
+    peak_memory_mb = parse_status_mb(read_text(_STATUS), "VmHWM")
     if peak_memory_mb is None:
         return {"peak_memory_mb": None, "peak_memory_reason": f"{_STATUS} has no VmHWM on this kernel"}
     return {"peak_memory_mb": peak_memory_mb}
-
-
-def _read_status() -> str:
-    try:
-        with open(_STATUS, encoding="ascii", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from devices.errors import DeviceError
 from devices.profile import DeviceProfile
 from devices.transports.adb_device import open_adb
 from devices.transports.base import Agent, Transport
@@ -20,18 +19,11 @@ TRANSPORTS: dict[str, Callable[[DeviceProfile], Transport]] = {
     "adb": open_adb,
     "virtual": open_virtual,
 }
-"""By the `kind` of a profile's transport."""
+"""By the `kind` of a profile's transport: those of `devices.transport_config.TransportConfig`, each once."""
 
 
 def open_transport(profile: DeviceProfile) -> Transport:
-    """The way to the device of a profile.
-
-    Raises:
-        DeviceError: This version knows no such way.
-    """
-    if profile.transport.kind not in TRANSPORTS:
-        known = ", ".join(TRANSPORTS)
-        raise DeviceError(f"{profile.name} is reached by {profile.transport.kind}; this version reaches by: {known}")
+    """The way to the device of a profile."""
     return TRANSPORTS[profile.transport.kind](profile)
 
 

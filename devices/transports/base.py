@@ -23,6 +23,7 @@ class Agent(Protocol):
         """Sends one request and waits for its answer.
 
         Raises:
+            BadInputError: What is asked for can't be had there: cores, a governor, an image.
             ModelRejectedError: The model file is bad or another one.
             RuntimeMissingError: The runtime is not installed there.
             AgentCrashedError: The agent's process ended.

@@ -11,12 +11,13 @@ from typing import Any, Self
 import numpy as np
 
 from devices.board.agent import BoardAgent
-from devices.board.cores import parse_cores
-from devices.board.errors import AgentError, ModelRejected, RuntimeMissing
+from devices.board.cores import find_cores
+from devices.board.errors import AgentError, BadInput, ModelRejected, RuntimeMissing
 from devices.board.runners.fake import FakeRunner
 from devices.errors import (
     AgentCrashedError,
     AgentTimeoutError,
+    BadInputError,
     DeviceError,
     ModelRejectedError,
     RuntimeMissingError,
@@ -97,6 +98,8 @@ class FakeAgent:
             limits_s = [limit_s for limit_s in (timeout_s, idle_timeout_s) if limit_s is not None]
             patience = f"within {min(limits_s):g} s" if limits_s else "in time"
             raise AgentTimeoutError(f"{name} did not answer '{method}' {patience} and was ended") from None
+        except BadInput as error:
+            raise BadInputError(str(error)) from error
         except ModelRejected as error:
             raise ModelRejectedError(str(error)) from error
         except RuntimeMissing as error:
@@ -119,7 +122,8 @@ class FakeAgent:
             self._clock.start(Path(params["path"]).read_bytes())
         if method == "load":
             # This process is no board: its own cores are left alone.
-            cores = parse_cores(params.pop("cores", None) or "")
+            asked = params.pop("cores", None)
+            cores = find_cores(asked, params.get("clusters") or {}) if asked else None
             return {**self._handlers[method](params, on_event), "cores": cores}
         answer = self._handlers[method](params, on_event)
         return {**answer, **self._own_facts()} if method == "facts" else answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -10,6 +11,7 @@ from devices.board.agent import PROTOCOL_VERSION
 from devices.errors import (
     AgentCrashedError,
     AgentTimeoutError,
+    BadInputError,
     DeviceError,
     ModelRejectedError,
     RuntimeMissingError,
@@ -24,7 +26,10 @@ from devices.peer import (
 )
 from devices.transports.base import OnEvent
 
+_log = logging.getLogger(__name__)
+
 _REPLY_ERRORS: dict[str, type[DeviceError]] = {
+    "BadInput": BadInputError,
     "ModelRejected": ModelRejectedError,
     "RuntimeMissing": RuntimeMissingError,
 }
@@ -58,12 +63,15 @@ class ProcessAgent:
         except PeerStartError as error:
             raise DeviceError(f"{error.message}; check `python` in the device's profile") from error
         try:
-            protocol = self.request("hello", timeout_s=_HELLO_TIMEOUT_S)["protocol"]
+            hello = self.request("hello", timeout_s=_HELLO_TIMEOUT_S)
+            protocol = hello["protocol"]
             if protocol != PROTOCOL_VERSION:
                 raise DeviceError(
                     f"the agent of device '{device}' speaks protocol {protocol}, expected "
                     f"{PROTOCOL_VERSION}: it is of another version of Edgeship"
                 )
+            if hello.get("mended"):
+                _log.warning("device '%s': %s", device, hello["mended"])
         except BaseException:
             self._process.close()
             raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
-from devices.errors import AgentCrashedError
+from devices.address import host_hint
+from devices.errors import AgentCrashedError, ConnectionFailedError, LoginRefusedError
 from devices.profile import DeviceProfile
 from devices.transport_config import AdbTransport, SshTransport
 from devices.transports.process_agent import ProcessAgent
@@ -35,18 +37,18 @@ class SshDevice:
     def put(self, local_path: str) -> str:
         """See `Transport`."""
         path = Path(local_path)
-        with self._link.hold():
+        with self._explained(), self._link.hold():
             return send_together(self._link, companions(path) or (path,))[path.name]
 
     def get(self, device_path: str, local_path: str) -> None:
         """See `Transport`."""
-        with self._link.hold():
+        with self._explained(), self._link.hold():
             fetch(self._link, device_path, Path(local_path))
 
     def start_agent(self) -> SshAgent:
         """See `Transport`."""
         link = self._link
-        with contextlib.ExitStack() as stack:
+        with self._explained(), contextlib.ExitStack() as stack:
             stack.enter_context(link.hold())
             packages = prepare_environment(link, self._profile)
             remote = [link.python, "-I", ship_agent(link), link.board["lifeline"], packages]
@@ -56,3 +58,17 @@ class SshDevice:
             except AgentCrashedError as error:
                 raise explain_crash(error, link, command) from error
             return SshAgent(agent, link, command, stack.pop_all())
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Adds to the error of a board that was never found how to tell where it is, where nobody has told that."""
+        try:
+            yield
+        except ConnectionFailedError as error:
+            transport = self._profile.transport
+            if not isinstance(transport, SshTransport) or transport.host != self._profile.name:
+                raise
+            if self._link.reached or isinstance(error, LoginRefusedError):
+                raise
+            hint = host_hint(self._profile.name, transport.host)
+            raise type(error)(f"{error.message}. {hint}", details=error.details) from error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 
+from devices.cache import cache_directory
 from devices.profile import DeviceProfile
-from devices.provision import cache_directory, find_wheels
+from devices.provision import find_wheels
 from devices.provision_tags import BoardPython
 from devices.transports.client import Remote
 from devices.transports.ssh_agent import unpack
@@ -43,7 +45,7 @@ def _prepare(link: SshLink, requirements: list[str], transport: Remote) -> str:
         requirements,
         installed=lambda names: link.request("installed", {"names": list(names)}),
         wheelhouse=None if transport.wheelhouse is None else Path(transport.wheelhouse).expanduser().absolute(),
-        cache=cache_directory(),
+        cache=cache_directory(os.environ) / "wheels",
     )
     if not wheels:
         return ""

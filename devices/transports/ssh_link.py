@@ -72,11 +72,15 @@ class SshLink:
     Args:
         transport: How the board is reached.
         python: The interpreter there.
+
+    Attributes:
+        reached: Whether there has been a connection.
     """
 
     def __init__(self, transport: Remote, python: str) -> None:
         self.transport, self.python, self.place = transport, python, describe(transport)
         self.lost_status = lost_status(transport)
+        self.reached = False
         self._session: _Session | None = None
         self._mutex = threading.RLock()
         self._hold_mutex = threading.RLock()
@@ -188,6 +192,7 @@ class SshLink:
     def _connected(self) -> _Session:
         if self._session is None:
             self._session = self._connect()
+            self.reached = True
             thread = threading.Thread(
                 target=self._keep_alive, args=(self._session,), name=f"keep alive {self.place}", daemon=True
             )

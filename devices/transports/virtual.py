@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+from devices.cache import cache_directory
 from devices.profile import DeviceProfile
 from devices.transport_config import SshTransport, VirtualTransport
 from devices.transports.ssh import SshDevice
 from devices.virtual import plan
-from devices.virtual.control import IDLE_S, RunningBoard, start_board
+from devices.virtual.control import IDLE_S, RunningBoard, find_running, start_board
 
 
 def open_virtual(profile: DeviceProfile) -> SshDevice:
@@ -24,8 +25,15 @@ def open_virtual(profile: DeviceProfile) -> SshDevice:
     if not isinstance(transport, VirtualTransport):
         raise TypeError(f"device '{profile.name}' has the transport '{transport.kind}', expected 'virtual'")
     board = plan.find_board(transport.architecture)
-    running = start_board(board, plan.cache_directory(os.environ), idle_s=IDLE_S)
+    running = start_board(board, cache_directory(os.environ), idle_s=IDLE_S)
     return SshDevice(profile.model_copy(update={"transport": ssh_transport(transport, running)}))
+
+
+def running_transport(transport: VirtualTransport) -> SshTransport | None:
+    """How the board is reached where it runs already; nothing is started."""
+    files = plan.board_files(plan.find_board(transport.architecture), cache_directory(os.environ))
+    running = find_running(files)
+    return None if running is None else ssh_transport(transport, running)
 
 
 def ssh_transport(transport: VirtualTransport, running: RunningBoard) -> SshTransport:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from devices.errors import VirtualBoardError
-from devices.virtual import plan
+from devices.virtual import plan, requirements
 
 Tell = Callable[[str], None]
 """Takes one line for people."""
@@ -26,7 +26,7 @@ def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str | None = N
 
     Args:
         board: What to build.
-        cache: See `plan.cache_directory`.
+        cache: See `devices.cache.cache_directory`.
         mirror: The address of a Debian mirror; None takes the one that this machine's apt uses for the release.
         tell: Takes progress.
 
@@ -37,7 +37,7 @@ def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str | None = N
     if files.directory.is_dir():
         return files
     install_missing(board, tell=tell)
-    plan.check_host(look_at_host(), plan.BUILD_PROGRAMS, [board])
+    requirements.check_host(look_at_host(), requirements.BUILD_PROGRAMS, [board])
     files.directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
         if files.directory.is_dir():
@@ -54,16 +54,18 @@ def build_board(board: plan.VirtualBoard, cache: Path, *, mirror: str | None = N
     return files
 
 
-def look_at_host() -> plan.Host:
+def look_at_host() -> requirements.Host:
     """This machine."""
-    programs = {*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS}
+    programs = {*requirements.BUILD_PROGRAMS, *requirements.RUN_PROGRAMS}
     boards = plan.BOARDS.values()
-    return plan.Host(
+    return requirements.Host(
         system=platform.system(),
         is_root=os.geteuid() == 0,
         programs=frozenset(program for program in programs if _find_program(program)),
-        emulators=frozenset(board.emulator for board in boards if plan.rule_file(board).is_file() or _emulates(board)),
-        has_binfmt=plan.BINFMT.is_dir(),
+        emulators=frozenset(
+            board.emulator for board in boards if requirements.rule_file(board).is_file() or _emulates(board)
+        ),
+        has_binfmt=requirements.BINFMT.is_dir(),
         has_apt=_find_program("apt-get") is not None,
     )
 
@@ -75,10 +77,10 @@ def install_missing(board: plan.VirtualBoard, *, tell: Tell) -> None:
         VirtualBoardError: apt failed.
     """
     host = look_at_host()
-    missing = plan.missing_packages(host, {**plan.BUILD_PROGRAMS, **plan.RUN_PROGRAMS}, [board])
+    missing = requirements.missing_packages(host, {**requirements.BUILD_PROGRAMS, **requirements.RUN_PROGRAMS}, [board])
     if missing and host.is_root and host.has_apt:
         tell(f"installing on this machine what virtual boards need: {', '.join(missing)}")
-        for command in plan.install_commands(missing):
+        for command in requirements.install_commands(missing):
             _run(command, None)
 
 
@@ -92,27 +94,27 @@ def prepare_emulation(board: plan.VirtualBoard, *, tell: Tell) -> None:
     """
     if _emulates(board):
         return
-    if not plan.BINFMT_REGISTER.exists():
-        tell(f"mounting binfmt_misc: {' '.join(plan.BINFMT_MOUNT_COMMAND)}")
-        _run(plan.BINFMT_MOUNT_COMMAND, None)
+    if not requirements.BINFMT_REGISTER.exists():
+        tell(f"mounting binfmt_misc: {' '.join(requirements.BINFMT_MOUNT_COMMAND)}")
+        _run(requirements.BINFMT_MOUNT_COMMAND, None)
     if _emulates(board):
         return
-    rule = plan.rule_file(board)
-    if plan.registration(board).exists() or not rule.is_file():
+    rule = requirements.rule_file(board)
+    if requirements.registration(board).exists() or not rule.is_file():
         raise VirtualBoardError(
             f"programs for {board.machine} are handed to an emulator that a chroot does not have (its registration "
-            f"{plan.registration(board)} lacks the flag F); install qemu-user-static and register it anew"
+            f"{requirements.registration(board)} lacks the flag F); install qemu-user-static and register it anew"
         )
-    tell(f"registering qemu for programs of {board.machine}: {rule} goes into {plan.BINFMT_REGISTER}")
+    tell(f"registering qemu for programs of {board.machine}: {rule} goes into {requirements.BINFMT_REGISTER}")
     try:
-        plan.BINFMT_REGISTER.write_bytes(rule.read_bytes())
+        requirements.BINFMT_REGISTER.write_bytes(rule.read_bytes())
     except OSError as error:
         raise VirtualBoardError(f"the kernel refuses the rule {rule}: {error}") from error
 
 
 def _emulates(board: plan.VirtualBoard) -> bool:
     try:
-        return plan.follows_rule(plan.registration(board).read_text(encoding="ascii"))
+        return requirements.follows_rule(requirements.registration(board).read_text(encoding="ascii"))
     except OSError:
         return False
 

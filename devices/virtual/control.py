@@ -20,7 +20,7 @@ from filelock import FileLock
 
 import devices
 from devices.errors import DeviceError, VirtualBoardError
-from devices.virtual import plan
+from devices.virtual import plan, requirements
 from devices.virtual.build import look_at_host, prepare_emulation
 
 IDLE_S = 600.0
@@ -54,7 +54,7 @@ def start_board(board: plan.VirtualBoard, cache: Path, *, idle_s: float | None =
 
     Args:
         board: Which one; it must have been built.
-        cache: See `plan.cache_directory`.
+        cache: See `devices.cache.cache_directory`.
         idle_s: After so long without a connection it ends; None lets it run until `stop_board`. A running board keeps
             what it was started with, unless this is None.
 
@@ -69,7 +69,7 @@ def start_board(board: plan.VirtualBoard, cache: Path, *, idle_s: float | None =
         running = find_running(files)
         if running is not None and (running.idle_s is None or idle_s is not None):
             return running
-        plan.check_host(look_at_host(), plan.RUN_PROGRAMS, [board])
+        requirements.check_host(look_at_host(), requirements.RUN_PROGRAMS, [board])
         if running is not None:
             _end(running)
         prepare_emulation(board, tell=_say_nothing)

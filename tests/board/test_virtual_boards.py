@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from devices.cache import cache_directory
 from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
 from devices.profile import DeviceProfile, load_profile
 from devices.transports import open_transport
@@ -29,7 +30,7 @@ from pipeline.executor import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 12
-CACHE = plan.cache_directory(os.environ)
+CACHE = cache_directory(os.environ)
 FEW = BenchmarkSettings(warm_up_count=1, warm_up_time_s=0.0, min_count=10, min_time_s=0.0, settle_count=0)
 FILES = {"litert": "model.tflite", "onnxruntime": "model.onnx", "openvino": "model.xml"}
 

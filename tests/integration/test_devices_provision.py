@@ -86,6 +86,21 @@ def test_an_answer_is_kept_until_something_changes(tmp_path: Path, monkeypatch: 
     assert find(tmp_path, "tiny-rt") == ["tiny_rt-1.1"]
 
 
+def test_another_requirement_is_looked_for_anew_and_the_first_is_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.0", "1.1", "2.0"):
+        write_wheel(tmp_path / "house", "tiny-rt", version)
+    wanted = {"tiny-rt<1.1": "1.0", "tiny-rt<2": "1.1", "tiny-rt": "2.0", "tiny-rt==1.0": "1.0"}
+    for requirement, version in wanted.items():
+        assert find(tmp_path, requirement) == [f"tiny_rt-{version}"]
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    for requirement, version in wanted.items():
+        assert find(tmp_path, requirement) == [f"tiny_rt-{version}"]
+    with pytest.raises(FileNotFoundError):  # pip would have to run
+        find(tmp_path, "tiny-rt>=1.1")
+
+
 def test_all_packages_without_a_wheel_are_named(tmp_path: Path) -> None:
     write_wheel(tmp_path / "house", "tiny-rt", "1.0", tag="cp39-cp39-manylinux_2_28_x86_64")
     with pytest.raises(WheelMissingError) as caught:

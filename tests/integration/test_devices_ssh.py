@@ -1,107 +1,39 @@
-"""A board behind a real SSH server: the system's client, a board's home, and bad days."""
+"""A board behind a real SSH server: the system's client, a board's home, transfers, runtimes."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import asyncssh
 import numpy as np
 import pytest
 
 from devices.errors import (
-    AgentCrashedError,
-    AgentTimeoutError,
     ConnectionFailedError,
-    DeviceBusyError,
     DeviceError,
-    HostKeyError,
-    LoginRefusedError,
-    PythonMissingError,
     StorageFullError,
     TransferFailedError,
 )
 from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
-from devices.profile import DeviceProfile
-from devices.transport_config import SshTransport
 from devices.transports import open_transport, ssh_agent, ssh_files
-from devices.transports.ssh_link import SshLink, close_links, courier_sources, shared_link
-from tests.ssh_server import SshServer, serve
+from devices.transports.ssh_link import close_links
+from tests.ssh_board import BIG, clean_server, cut_at, profile, write_big, write_model
+from tests.ssh_server import SshServer
 from tests.wheels import write_wheel
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client on this machine")
 
 SETTINGS = BenchmarkSettings(min_count=10, min_time_s=0.01, warm_up_count=1, warm_up_time_s=0.0)
-BIG = 5 * ssh_files._BLOCK_BYTES + 1000
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[SshServer]:
     """A server; after the test nothing of ours is left on either side."""
-    with serve(tmp_path / "board") as running:
+    with clean_server(tmp_path) as running:
         yield running
-        close_links()
-        assert not wait_for(lambda: not running.living()), "processes are left on the board"
-        assert not running.root.exists() or list((running.root / "run").iterdir()) == []
-    assert own_directories() == []
-
-
-def own_directories() -> list[Path]:
-    return list(Path("/tmp").glob(f"edgeship-ssh-{os.getpid()}-*"))  # noqa: S108
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> bool:
-    """Whether the condition still fails after so long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def profile(server: SshServer, *, python: str = sys.executable, **transport: Any) -> DeviceProfile:
-    return DeviceProfile(
-        name="board",
-        description="A board of the test.",
-        python=python,
-        runtimes={"fake": "", "onnxruntime": "onnxruntime>=1"},
-        preference=("fake", "onnxruntime"),
-        transport=SshTransport(**server.transport(**transport)),
-        latency_label="simulated",
-    )
-
-
-def link_of(board: DeviceProfile) -> SshLink:
-    assert isinstance(board.transport, SshTransport)
-    return shared_link(board.transport, str(board.python))
-
-
-def client_pid(board: DeviceProfile) -> int:
-    session = link_of(board)._session
-    assert session is not None
-    return session.process.pid
-
-
-def write_model(path: Path, behaviour: str = "ok") -> Path:
-    weights = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
-    with path.open("wb") as stream:
-        np.savez(stream, weights=weights, bias=np.zeros(3, np.float32), behaviour=behaviour)
-    return path
-
-
-def write_big(path: Path, seed: int = 0) -> bytes:
-    data = np.random.default_rng(seed).bytes(BIG)
-    path.write_bytes(data)
-    return data
 
 
 def test_benchmark(server: SshServer, tmp_path: Path) -> None:
@@ -159,22 +91,6 @@ def test_a_model_and_its_weights_lie_side_by_side(server: SshServer, tmp_path: P
         assert other.parent != path.parent
         assert other.with_suffix(".bin").read_bytes() == b"others"
         path = other
-
-
-def cut_at(monkeypatch: pytest.MonkeyPatch, method: str, *numbers: int) -> list[int]:
-    """Kills the client just before requests of these numbers; returns the offsets of all that were sent."""
-    offsets: list[int] = []
-    original = SshLink.request
-
-    def request(self: SshLink, name: str, params: Any = None, **options: Any) -> Any:
-        if name == method:
-            offsets.append(params["offset"])
-            if len(offsets) in numbers:
-                os.kill(self._connected().process.pid, signal.SIGKILL)
-        return original(self, name, params, **options)
-
-    monkeypatch.setattr(SshLink, "request", request)
-    return offsets
 
 
 def test_a_cut_transfer_goes_on_where_it_stopped(
@@ -262,218 +178,10 @@ def test_a_board_that_fills_up_meanwhile_keeps_nothing(server: SshServer, tmp_pa
     assert list((server.root / "incoming").iterdir()) == []
 
 
-def test_an_unknown_host_is_refused(server: SshServer) -> None:
-    (server.directory / "known_hosts").write_text("")
-    with pytest.raises(HostKeyError, match="not among the known hosts") as caught:
-        open_transport(profile(server)).start_agent()
-    assert caught.value.exit_code == 3
-    assert "tester@127.0.0.1" in caught.value.message
-    assert "exit status: 255" in caught.value.details
-    assert server.commands == []
-
-
-def test_a_changed_host_key_is_refused(server: SshServer) -> None:
-    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
-    (server.directory / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {other}")
-    with pytest.raises(HostKeyError, match="somebody may be in between"):
-        open_transport(profile(server)).start_agent()
-    assert server.commands == []
-
-
-def test_a_wrong_key_is_refused(server: SshServer) -> None:
-    asyncssh.generate_private_key("ssh-ed25519").write_private_key(server.directory / "client_key")
-    with pytest.raises(LoginRefusedError, match="accepts none of the keys") as caught:
-        open_transport(profile(server)).put(__file__)
-    assert "Permission denied" in caught.value.details
-
-
-def test_a_host_that_does_not_answer_is_named(server: SshServer) -> None:
-    with pytest.raises(ConnectionFailedError, match="Connection refused"):
-        open_transport(profile(server, port=1)).put(__file__)
-
-
-def test_a_host_in_between(server: SshServer) -> None:
-    device = open_transport(profile(server, jump=(f"tester@localhost:{server.port}",)))
-    assert Path(device.put(__file__)).read_bytes() == Path(__file__).read_bytes()
-
-
-def test_the_command_line_says_what_happened(server: SshServer, tmp_path: Path) -> None:
-    (server.directory / "known_hosts").write_text("")
-    (tmp_path / "board.yaml").write_text(profile(server).model_dump_json(exclude_none=True))
-    command = [sys.executable, "-m", "pipeline.cli", "devices", "facts", str(tmp_path / "board.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 3
-    assert "Error: the host key of tester@127.0.0.1" in done.stderr
-    assert f"command: {sys.executable} on tester@127.0.0.1" in done.stderr
-    assert "Host key verification failed." in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_no_client(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(DeviceError, match="apt install openssh-client"):
-        open_transport(profile(server)).put(__file__)
-
-
-def test_no_python(server: SshServer) -> None:
-    with pytest.raises(PythonMissingError, match="/nonexistent/python3 does not exist on tester@127"):
-        open_transport(profile(server, python="/nonexistent/python3")).start_agent()
-
-
-def test_a_python_that_is_too_old(server: SshServer, tmp_path: Path) -> None:
-    python = tmp_path / "python3"
-    old = "import sys; sys.version_info = (3, 5, 3, 'final', 0); exec(sys.argv[3])"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{old}" "$@"\n')
-    python.chmod(0o755)
-    with pytest.raises(PythonMissingError, match=r"is Python 3\.5, expected 3\.9 or later") as caught:
-        open_transport(profile(server, python=str(python))).start_agent()
-    assert caught.value.exit_code == 3
-    assert not server.root.exists()
-
-
-def test_a_shell_that_talks_is_ignored(server: SshServer, tmp_path: Path) -> None:
-    python = tmp_path / "python3"
-    python.write_text(f'#!/bin/sh\necho welcome\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    with open_transport(profile(server, python=str(python))).start_agent() as agent:
-        assert agent.request("hello")["protocol"]
-
-
-def test_two_users_take_turns(server: SshServer, caplog: pytest.LogCaptureFixture) -> None:
-    board = profile(server, lock_timeout_s=1)
-    assert isinstance(board.transport, SshTransport)
-    other = SshLink(board.transport, sys.executable)
-    patient = SshLink(board.transport.model_copy(update={"lock_timeout_s": 60.0}), sys.executable)
-    turns: list[str] = []
-
-    def wait_for_turn() -> None:
-        with patient.hold():
-            turns.append("patient")
-
-    try:
-        with open_transport(board).start_agent() as agent, open_transport(board).start_agent():
-            with (
-                pytest.raises(DeviceBusyError, match=r"in use by .*process \d+.* for 0 min \d+ s; waited 1 s"),
-                other.hold(),
-            ):
-                pass
-            thread = threading.Thread(target=wait_for_turn)
-            thread.start()
-            assert not wait_for(lambda: "waiting for tester@127.0.0.1" in caplog.text)
-            agent.request("hello")
-            assert turns == []
-        thread.join(20)
-        assert turns == ["patient"]
-        with other.hold():
-            pass
-    finally:
-        other.close()
-        patient.close()
-
-
-def test_a_dead_user_frees_the_board(server: SshServer) -> None:
-    board = profile(server, lock_timeout_s=20)
-    assert isinstance(board.transport, SshTransport)
-    dead, other = (SshLink(board.transport, sys.executable) for _ in range(2))
-    try:
-        with dead.hold():
-            assert dead._session is not None
-            os.kill(dead._session.process.pid, signal.SIGKILL)
-            with other.hold():
-                pass
-    finally:
-        dead.close()
-        other.close()
-
-
-def test_an_agent_that_is_killed(server: SshServer) -> None:
-    with open_transport(profile(server)).start_agent() as agent:
-        os.kill(agent.request("hello")["pid"], signal.SIGKILL)
-        with pytest.raises(AgentCrashedError, match=r"SIGKILL \(the kernel does this when memory runs out\)") as caught:
-            agent.request("facts")
-        assert "tester@127.0.0.1" in caught.value.message
-
-
-def test_an_agent_that_hangs_in_native_code_is_ended(server: SshServer) -> None:
-    """A stopped process notices nothing, as one whose native call keeps the interpreter's lock."""
-    with open_transport(profile(server)).start_agent() as agent:
-        pid = agent.request("hello")["pid"]
-        os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(AgentTimeoutError):
-            agent.request("facts", timeout_s=0.5)
-        assert not wait_for(lambda: not Path(f"/proc/{pid}").exists(), 12)
-
-
-def test_a_cable_that_is_pulled(server: SshServer) -> None:
-    device = open_transport(profile(server))
-    with device.start_agent() as agent:
-        pid = agent.request("hello")["pid"]
-        server.cut()
-        with pytest.raises(ConnectionFailedError, match="the connection to tester@") as caught:
-            agent.request("facts")
-        assert caught.value.exit_code == 3
-        assert not wait_for(lambda: not Path(f"/proc/{pid}").exists())
-    with device.start_agent() as agent:
-        assert agent.request("hello")["pid"] != pid
-
-
-def test_a_connection_that_broke_meanwhile_is_made_again(server: SshServer, tmp_path: Path) -> None:
-    board = profile(server)
-    device = open_transport(board)
-    device.put(__file__)
-    pid = client_pid(board)
-    server.cut()
-    assert not wait_for(lambda: " Z " in Path(f"/proc/{pid}/stat").read_text())
-    (tmp_path / "other").write_text("other")
-    assert Path(device.put(str(tmp_path / "other"))).read_text() == "other"
-    assert client_pid(board) != pid
-
-
-def test_a_host_that_stays_silent_is_given_up(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The board's side of a pulled cable: the connection looks whole, but nothing comes any more."""
-    monkeypatch.setattr(SshLink, "_keep_alive", lambda *_: None)
-    sources = courier_sources()
-    shorter = sources["modules"]["courier"].replace('float(start["params"]["silence_s"])', "1.0")
-    assert "silence_s = 1.0" in shorter
-    sources["modules"]["courier"] = shorter
-    monkeypatch.setattr("devices.transports.ssh_link.courier_sources", lambda: sources)
-    device = open_transport(profile(server))
-    agent = device.start_agent()
-    pid = agent.request("hello")["pid"]
-    assert not wait_for(lambda: not Path(f"/proc/{pid}").exists(), 30)
-    with pytest.raises(DeviceError), agent:
-        agent.request("facts")
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
-def test_a_program_that_is_ended_leaves_nothing(number: int, server: SshServer, tmp_path: Path) -> None:
-    board = tmp_path / "board.json"
-    board.write_text(profile(server).model_dump_json())
-    code = """
-import sys, time
-from pathlib import Path
-from devices.profile import DeviceProfile
-from devices.transports import open_transport
-agent = open_transport(DeviceProfile.model_validate_json(Path(sys.argv[1]).read_text())).start_agent()
-sys.stdout.write("ready\\n"); sys.stdout.flush()
-time.sleep(1000)
-"""
-    with subprocess.Popen([sys.executable, "-c", code, str(board)], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        assert len(server.living()) == 2
-        child.send_signal(number)
-    assert not wait_for(lambda: not server.living())
-    left = list(Path("/tmp").glob(f"edgeship-ssh-{child.pid}-*"))  # noqa: S108
-    assert not wait_for(lambda: not any((path / "s").exists() for path in left))
-    open_transport(profile(server)).put(__file__)
-    assert not any(path.exists() for path in left)
-
-
 def test_runtimes_are_sent_once_into_an_environment_of_their_own(
     server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGESHIP_CACHE", str(tmp_path / "cache"))
     files = {"ai_edge_litert/__init__.py": "", "space/one.py": "", "tool-1.data/scripts/tool": "#!python\n"}
     write_wheel(tmp_path / "house", "ai-edge-litert", "99.0", requires=["tool"], files=files)
     write_wheel(tmp_path / "house", "tool", "1", files={"space/two.py": "", "tool-1.data/scripts/tool": "#!python\n"})
@@ -483,6 +191,7 @@ def test_runtimes_are_sent_once_into_an_environment_of_their_own(
     with open_transport(board).start_agent() as agent:
         assert agent.request("facts")["runtimes"]["ai-edge-litert"]["version"] == "99.0"
     (environment,) = (path for path in (server.root / "envs").iterdir() if path.name != ".lock")
+    assert len(list((tmp_path / "cache" / "wheels" / "files").rglob("*.whl"))) == 2
     assert {path.name for path in (environment / "site-packages" / "space").iterdir()} == {"one.py", "two.py"}
     assert os.access(environment / "bin" / "tool", os.X_OK)
     assert list((server.root / "files").iterdir()) == []
@@ -513,3 +222,13 @@ def test_packages_of_the_user_do_not_mix_with_ours(server: SshServer) -> None:
     server.environment["PYTHONPATH"] = str(packages)
     with open_transport(profile(server)).start_agent() as agent:
         assert agent.request("hello")["protocol"]
+
+
+def test_an_agent_looks_for_notes_where_edgeship_lies_on_the_board(server: SshServer) -> None:
+    """What a killed agent left is in the board's own directory, whoever starts the next."""
+    device = open_transport(profile(server))
+    device.put(__file__)
+    (server.root / "governors.json").write_text("")
+    with device.start_agent() as agent:
+        assert agent.request("hello")["mended"] == ""
+    assert not (server.root / "governors.json").exists()

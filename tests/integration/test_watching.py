@@ -54,6 +54,22 @@ def test_a_dry_run_says_what_a_training_would_be_and_leaves_nothing(module_workp
     assert not (module_workplace.runs).exists()
 
 
+def test_a_dry_run_on_jax(module_workplace: Any) -> None:
+    """JAX hands steps over and goes on; its steps are timed to their ends all the same."""
+    few = ("train.backend=jax", "train.batch_size=8", "train.epochs=2", "train.warmup_epochs=1")
+
+    outcome = run(module_workplace, "train", str(RECIPE), "--dry-run", "--json", *(f"--set={each}" for each in few))
+
+    assert outcome.code == 0, outcome.stderr
+    found = outcome.json()
+    assert (found["hardware"]["backend"], found["hardware"]["compiled"]) == ("jax", True)
+    assert found["training"]["total_steps"] == 2 * found["training"]["steps_per_epoch"] == 292
+    time = found["time"]
+    assert time["steps"] == 10
+    assert time["first_step_seconds"] > time["step_seconds"] > 0, "the first one compiles"
+    assert found["throughput"]["both_images_per_second"] == pytest.approx(8 / time["step_seconds"])
+
+
 def test_the_learning_rate_is_found_where_training_works(module_workplace: Any) -> None:
     outcome = run(module_workplace, "train", str(RECIPE), "--find-learning-rate", "--json")
 

@@ -53,7 +53,7 @@ def test_the_c_library_of_android(
 @pytest.mark.usefixtures("on_android")
 def test_a_phone_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert interpreter.android_properties() == {"os": "Android 15", "model": "Fairphone FP5"}
-    monkeypatch.setattr(facts, "_read", lambda _: "")
+    monkeypatch.setattr(facts, "read_text", lambda _: "")
     told = facts.collect()
     assert (told["libc"], told["os"], told["board_model"]) == ("bionic", "Android 15", "Fairphone FP5")
     monkeypatch.setattr(interpreter, "_GETPROP", "/nonexistent")

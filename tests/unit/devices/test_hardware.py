@@ -122,6 +122,7 @@ FLAGS = [
     Flags("throttled=0x50005\n", ["under-voltage", "throttled"], ["under-voltage", "throttled"]),
     Flags("throttled=0x50000\n", [], ["under-voltage", "throttled"]),
     Flags("80008\n", ["soft temperature limit"], ["soft temperature limit"]),
+    Flags("20000", [], ["frequency capped"]),
     Flags("0xe0002", ["frequency capped"], ["frequency capped", "throttled", "soft temperature limit"]),
 ]
 

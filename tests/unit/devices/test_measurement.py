@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from devices.measurement import (
     predict,
 )
 from devices.profile import DeviceProfile, load_profile
-from devices.transport_config import FakeTransport
+from devices.transport_config import FakeTransport, TransportConfig
 from devices.transports import TRANSPORTS, open_transport
 
 SETTINGS = BenchmarkSettings(
@@ -292,6 +292,8 @@ def test_the_agent_ignores_modules_of_the_working_directory(tmp_path: Path, monk
 
 
 def test_tables_are_complete() -> None:
-    assert set(TRANSPORTS) == {"adb", "fake", "local", "ssh", "virtual"}
+    kinds = {each.model_fields["kind"].default for each in get_args(get_args(TransportConfig)[0])}
+    assert {"adb", "fake", "local", "ssh", "virtual"} <= kinds
+    assert set(TRANSPORTS) == kinds
     assert issubclass(board_errors.ModelRejected, board_errors.AgentError)
     assert {error.exit_code for error in ERRORS.values()} == {2, 3}

@@ -12,7 +12,7 @@ import pytest
 
 from devices.board.end_to_end import STAGES
 from devices.board.profiling import litert_placement, parse_onnxruntime
-from devices.errors import DeviceError
+from devices.errors import BadInputError, DeviceError
 from devices.latency import count_for
 from devices.measurement import (
     BenchmarkResult,
@@ -79,7 +79,7 @@ def test_a_case_that_fails_is_compared_with_nothing(tmp_path: Path) -> None:
     assert found.comparisons == ()
     assert found.cases[0].latency_ms is not None
     assert found.cases[1].error is not None
-    with pytest.raises(ValueError, match="1 cases; expected 2 to 16"):
+    with pytest.raises(ValueError, match="1 case; expected 2 to 16"):
         benchmark_and_compare(load_profile("fake"), [bad], QUICK)
 
 
@@ -171,7 +171,7 @@ def test_images_that_can_not_be_used(bad: BadImage, tmp_path: Path) -> None:
     with open_transport(load_profile("fake")).start_agent() as agent:
         case = model(tmp_path / "a.fake")
         agent.request("load", {"runtime": "fake", "path": case.path, "num_threads": 1})
-        with pytest.raises(DeviceError, match=bad.words):
+        with pytest.raises(BadInputError, match=bad.words):
             agent.request("measure_image", {**params, "count": 1})
 
 
@@ -182,17 +182,21 @@ def test_memory_of_the_runtime_alone_and_reasons(tmp_path: Path) -> None:
     assert 0 <= case.runtime_memory_mb < 5  # the fake runtime imports nothing
     (fake,) = benchmark(load_profile("fake"), [model(tmp_path / "a.fake")], settings).cases
     assert fake.energy_mj is None
-    assert fake.energy_reason == "no energy sensor: /sys/class/powercap has no RAPL package"
+    assert fake.energy_reason == (
+        "no energy sensor: /sys/class/powercap has no RAPL package, /sys/class/hwmon no power monitor"
+    )
 
 
 def test_cores_and_a_governor_are_asked_of_the_device(tmp_path: Path) -> None:
     case = model(tmp_path / "a.fake")
     kept = QUICK.model_copy(update={"cores": "0"})
     assert benchmark(load_profile("local"), [case], kept).cases[0].cores == (0,)
-    error = benchmark(load_profile("local"), [case], QUICK.model_copy(update={"cores": "4000"})).cases[0].error
-    assert error is not None
-    assert "core 4000 can't be used; this process may run on" in error.message
-    with pytest.raises(DeviceError, match="the governor can't be set to 'performance'"):
+    for device, message in (("local", r"^the cores asked for are 4000, but 4000 can't be used: this process may run "),
+                            ("fake", r"^there are no cores 'bgi'; expected a list such as 0-3")):  # fmt: skip
+        asked = QUICK.model_copy(update={"cores": "4000" if device == "local" else "bgi"})
+        with pytest.raises(BadInputError, match=message):
+            benchmark(load_profile(device), [case], asked)
+    with pytest.raises(BadInputError, match=r"^the governor can't be set to 'performance'"):
         benchmark(load_profile("fake"), [case], QUICK.model_copy(update={"governor": "performance"}))
 
 

@@ -13,7 +13,7 @@ import pytest
 from devices.errors import VirtualBoardError
 from devices.transport_config import VirtualTransport
 from devices.transports.virtual import ssh_transport
-from devices.virtual import build, control, plan
+from devices.virtual import build, control, plan, requirements
 
 ARM64 = plan.BOARDS["arm64"]
 
@@ -46,8 +46,13 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         build,
         "look_at_host",
-        lambda: plan.Host(
-            "Linux", True, frozenset({*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS}), frozenset({"aarch64"}), True, False
+        lambda: requirements.Host(
+            "Linux",
+            True,
+            frozenset({*requirements.BUILD_PROGRAMS, *requirements.RUN_PROGRAMS}),
+            frozenset({"aarch64"}),
+            True,
+            False,
         ),
     )
     (tmp_path / "builds").touch()
@@ -149,7 +154,9 @@ def test_a_board_that_is_built_needs_nothing_of_the_machine(
     builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build.build_board(ARM64, tmp_path, tell=say_nothing)
-    monkeypatch.setattr(build, "look_at_host", lambda: plan.Host("Linux", False, frozenset(), frozenset(), False, True))
+    monkeypatch.setattr(
+        build, "look_at_host", lambda: requirements.Host("Linux", False, frozenset(), frozenset(), False, True)
+    )
     build.build_board(ARM64, tmp_path, tell=say_nothing)
     with pytest.raises(VirtualBoardError, match="this machine can't have virtual boards yet"):
         build.build_board(plan.BOARDS["armhf"], tmp_path, tell=say_nothing)
@@ -160,8 +167,8 @@ def test_root_gets_what_is_missing_installed(builds: Path, tmp_path: Path, monke
     apt = tmp_path / "programs" / "apt-get"
     apt.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     apt.chmod(0o755)
-    everything = frozenset({*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS})
-    bare = plan.Host("Linux", True, everything - {"mmdebstrap"}, frozenset(), True, True)
+    everything = frozenset({*requirements.BUILD_PROGRAMS, *requirements.RUN_PROGRAMS})
+    bare = requirements.Host("Linux", True, everything - {"mmdebstrap"}, frozenset(), True, True)
     monkeypatch.setattr(build, "look_at_host", lambda: bare)
     told: list[str] = []
     with pytest.raises(VirtualBoardError, match="missing packages"):

@@ -9,11 +9,11 @@ import pytest
 from devices.board.facts import parse_cpu_features, parse_cpu_model
 from devices.errors import VirtualBoardError
 from devices.profile import load_profile
-from devices.virtual import plan
+from devices.virtual import plan, requirements
 
 ARM64, ARMHF = plan.BOARDS["arm64"], plan.BOARDS["armhf"]
-PROGRAMS = frozenset({*plan.BUILD_PROGRAMS, *plan.RUN_PROGRAMS})
-FIT = plan.Host("Linux", True, PROGRAMS, frozenset({"aarch64", "arm"}), True, True)
+PROGRAMS = frozenset({*requirements.BUILD_PROGRAMS, *requirements.RUN_PROGRAMS})
+FIT = requirements.Host("Linux", True, PROGRAMS, frozenset({"aarch64", "arm"}), True, True)
 
 # As kernel 6.18 shows qemu-user-static 7.2 of Debian 12.
 REGISTRATION = """\
@@ -28,7 +28,7 @@ mask ffffffffffffff00fffffffffffffffffeffffff
 
 class Unfit(NamedTuple):
     id: str
-    host: plan.Host
+    host: requirements.Host
     says: str
 
 
@@ -49,20 +49,13 @@ UNFIT = [
 @pytest.mark.parametrize("case", UNFIT, ids=lambda case: case.id)
 def test_a_machine_that_lacks_something_is_told_all_of_it(case: Unfit) -> None:
     with pytest.raises(VirtualBoardError, match=case.says) as raised:
-        plan.check_host(case.host, plan.BUILD_PROGRAMS, [ARM64, ARMHF])
+        requirements.check_host(case.host, requirements.BUILD_PROGRAMS, [ARM64, ARMHF])
     assert raised.value.exit_code == 2
 
 
 def test_a_machine_that_has_all_is_taken() -> None:
-    plan.check_host(FIT, plan.BUILD_PROGRAMS, [ARM64, ARMHF])
-    plan.check_host(replace(FIT, emulators=frozenset({"aarch64"})), plan.RUN_PROGRAMS, [ARM64])
-
-
-def test_the_cache_is_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert plan.cache_directory({}) == tmp_path / ".cache" / "edgeship"
-    assert plan.cache_directory({"XDG_CACHE_HOME": "/x"}) == Path("/x/edgeship")
-    assert plan.cache_directory({"XDG_CACHE_HOME": "/x", "EDGESHIP_CACHE": "~/mine"}) == tmp_path / "mine"
+    requirements.check_host(FIT, requirements.BUILD_PROGRAMS, [ARM64, ARMHF])
+    requirements.check_host(replace(FIT, emulators=frozenset({"aarch64"})), requirements.RUN_PROGRAMS, [ARM64])
 
 
 def test_what_shapes_a_root_names_it() -> None:
@@ -118,7 +111,7 @@ SHOWN = [
 
 @pytest.mark.parametrize("case", SHOWN, ids=lambda case: case.id)
 def test_a_registration_holds_in_a_chroot_where_the_emulator_is_open(case: Shown) -> None:
-    assert plan.follows_rule(case.text) == case.follows
+    assert requirements.follows_rule(case.text) == case.follows
 
 
 def test_the_mirror_is_the_one_of_this_machine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,8 +229,21 @@ def test_a_slowdown_is_found_and_fails(workplace: Any) -> None:
     slower = workplace.edgeship("results", "compare", "--fail-on-slowdown")
     assert slower.code == 1
     assert slower.stdout.startswith("slower      m.fake beside ")
-    assert "1 of 1 cases are slower: m.fake" in slower.stderr
+    assert "1 of 1 case is slower: m.fake" in slower.stderr
     assert workplace.edgeship("results", "compare", "--json").json()["comparisons"][0]["ratio"] == pytest.approx(2, 0.1)
+
+
+def test_a_first_measurement_has_nothing_to_be_compared_with(workplace: Any) -> None:
+    write_model(workplace.directory / "m.fake")
+    for command in (("init", "-q"), ("-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a", "--allow-empty")):
+        subprocess.run(["git", *command], cwd=workplace.directory, check=True)
+    assert workplace.edgeship("bench", "m.fake", *QUICK).code == 0
+    first = workplace.edgeship("results", "compare", "--fail-on-slowdown")
+    assert (first.code, first.stdout[:27]) == (0, "Nothing to compare with yet")
+    assert workplace.edgeship("results", "compare", "--json").json()["comparisons"] == []
+    typo = workplace.edgeship("results", "compare", "--base", "0123xyz")
+    assert typo.code == 2
+    assert "There are no results of a commit 0123xyz; there are those of " in typo.stderr
 
 
 def test_results_that_are_not_there_or_damaged(workplace: Any) -> None:
@@ -242,7 +256,7 @@ def test_results_that_are_not_there_or_damaged(workplace: Any) -> None:
         stream.write(b"damaged\n")
     listed = workplace.edgeship("results", "list", "--json")
     assert len(listed.json()["results"]) == 1
-    assert "1 lines of runs/results.jsonl are damaged and left out: 2" in listed.stderr
+    assert "1 line of runs/results.jsonl is damaged and left out: 2" in listed.stderr
 
 
 def test_a_run_adds_what_it_measured_and_a_cached_one_nothing(finished: Any) -> None:
@@ -271,9 +285,6 @@ def test_minutes_and_sweeps_on_the_command_line(workplace: Any) -> None:
     assert [(case["id"], case["num_threads"]) for case in swept["cases"]] == [("m.fake x1", 1), ("m.fake x2", 2)]
     alone = workplace.edgeship("bench", "m.fake", "--compare", *QUICK)
     assert (alone.code, "--compare needs 2 to 16 models, not 1" in alone.stderr) == (2, True)
-    governor = workplace.edgeship("bench", "m.fake", "--governor", "performance", *QUICK)
-    assert governor.code == 3
-    assert "measure without --governor" in governor.stderr
     profiled = workplace.edgeship("bench", "m.fake", "--profile", *QUICK, "--json").json()
     assert "has no profiler" in profiled["profiles"]["m.fake"]["reason"]
     assert json.loads(json.dumps(profiled)) == profiled

@@ -31,6 +31,7 @@ class Words:
         Words("running", {"stage": "data", "state": "running", "key": "k"}, "data: running", None),
         Words("waiting", {"stage": "data", "state": "waiting", "key": "k"}, None, None),
         Words("failed", {"stage": "x", "state": "failed", "message": "why"}, "x: FAILED: why", "why"),
+        Words("failed-case", {"case": "m", "state": "failed", "message": "m: why"}, "FAILED: m: why", "m: why"),
         Words("epoch", EPOCH, None, "epoch 3/30: loss 0.5123, accuracy 0.8000, 1 min 15 s left"),
         Words("last-epoch", {**EPOCH, "left_s": 5.2}, None, "epoch 3/30: loss 0.5123, accuracy 0.8000, 5 s left"),
         Words(
