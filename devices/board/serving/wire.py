@@ -20,7 +20,7 @@ MAX_HEADERS = 64
 
 _MAX_CHUNK_LINE_BYTES = 256
 _BUFFER_BYTES = 64 * 1024
-_LINGER_BYTES, _LINGER_S = 1 << 20, 0.5
+_LINGER_BYTES, _LINGER_S = 64 << 20, 2.0
 _JOINED_BYTES = 64 * 1024
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[\x21-\x7e]*) HTTP/1\.([01])")
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*)?)")

@@ -8,7 +8,7 @@ import pytest
 from devices.board.serving.access import AccessRefused, make_access
 from devices.board.serving.wire import HttpError
 
-TOKEN = "0123456789abcdef"
+TOKEN = "0123456789abcdef"  # noqa: S105
 
 
 def token_file(tmp_path: Path, text: str = TOKEN + "\n", mode: int = 0o600) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -245,17 +246,11 @@ def test_anything_else_is_refused(
         request(tensor(SIX), outputs=data),
         json.dumps(data).encode(),
     ):
-        try:
-            call = read_call(body, binary, model)
-        except HttpError as error:
-            assert error.status == 400
-        else:
-            assert call.arrays[0].shape == (1, 2, 3)
+        with contextlib.suppress(HttpError):
+            assert read_call(body, binary, model).arrays[0].shape == (1, 2, 3)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_object_or_refused(data: bytes) -> None:
-    try:
-        parse_object(data)
-    except HttpError as error:
-        assert error.status == 400
+    with contextlib.suppress(HttpError):
+        assert isinstance(parse_object(data), dict)

@@ -13,6 +13,7 @@ from devices.board.errors import AgentError
 from devices.board.serving.notify import Supervisor
 from devices.board.serving.unit import unit_text
 
+TOKEN_FILE = "/etc/edgeship/token"  # noqa: S105
 COMMAND = ["/usr/bin/true", "-m", "board", "serve"]
 
 
@@ -43,13 +44,11 @@ def test_the_unit() -> None:
 
 
 def test_releases_at_home_and_a_token() -> None:
-    text = unit_text(
-        COMMAND, root="/home/pi/.local/share/edgeship", token_file="/etc/edgeship/token", group="pi", loopback=False
-    )
+    text = unit_text(COMMAND, root="/home/pi/.local/share/edgeship", token_file=TOKEN_FILE, group="pi", loopback=False)
     found = settings(text)
     assert found["ProtectHome"] == ["tmpfs"]
     assert found["BindReadOnlyPaths"] == ["/home/pi/.local/share/edgeship"]
-    assert found["LoadCredential"] == ["token:/etc/edgeship/token"]
+    assert found["LoadCredential"] == [f"token:{TOKEN_FILE}"]
     assert found["ExecStart"][0].endswith("serve --token-file %d/token")
     assert found["SupplementaryGroups"] == ["pi"]
     assert "IPAddressDeny" not in found
@@ -74,7 +73,7 @@ def test_systemd_takes_the_unit(tmp_path: Path, root: str) -> None:
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
     path = tmp_path / "edgeship-board.service"
-    path.write_text(unit_text(COMMAND, root=root, token_file="/etc/edgeship/token"))
+    path.write_text(unit_text(COMMAND, root=root, token_file=TOKEN_FILE))
     done = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
     complaints = [line for line in done.stderr.splitlines() if path.name in line]
     assert (done.returncode, complaints) == (0, [])

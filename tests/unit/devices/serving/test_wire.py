@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -75,10 +76,8 @@ def test_heads_that_are_refused(case: Refused) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_head_or_refused(data: bytes) -> None:
-    try:
-        parse_head(data)
-    except HttpError as error:
-        assert error.close
+    with contextlib.suppress(HttpError):
+        assert parse_head(data).path.startswith("/")
 
 
 class Pair:
@@ -185,16 +184,20 @@ def test_a_head_without_end(pair: Pair) -> None:
 
 
 def test_a_slow_head_is_refused_although_bytes_keep_coming(pair: Pair) -> None:
-    now = [0.0]
+    ended = threading.Event()
 
-    def clock() -> float:
-        now[0] += 0.5
-        return now[0]
+    def work() -> None:
+        while not ended.wait(0.02):
+            pair.client.sendall(b"X")
 
-    slow = Connection(pair.connection._socket, clock)
-    pair.send(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 40, piece=1)
-    with pytest.raises(HttpError) as refused:
-        slow.read_head(idle_s=10, request_s=20)
+    sender = threading.Thread(target=work)
+    sender.start()
+    try:
+        with pytest.raises(HttpError) as refused:
+            pair.connection.read_head(idle_s=10, request_s=0.3)
+    finally:
+        ended.set()
+        sender.join()
     assert refused.value.status == 408
 
 
@@ -213,9 +216,8 @@ def test_an_answer(pair: Pair, size: int) -> None:
         target=pair.connection.send, args=(response,), kwargs={"keep_alive": False, "head_only": False, "timeout_s": 5}
     )
     sending.start()
-    expected = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {size}\r\nX-One: 1\r\nConnection: close\r\n\r\n"
-    ).encode() + b"b" * size
+    headers = ["Content-Type: text/plain", f"Content-Length: {size}", "X-One: 1", "Connection: close"]
+    expected = "\r\n".join(["HTTP/1.1 200 OK", *headers, "", ""]).encode() + b"b" * size
     received = b""
     while len(received) < len(expected):
         received += pair.client.recv(1 << 16)
