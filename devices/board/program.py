@@ -156,15 +156,19 @@ def _serve(given: argparse.Namespace) -> int:
 
 
 def _unit(given: argparse.Namespace) -> int:
-    access = make_access  # the same rules as `serve`, except for files that only the service will see
     if given.token_file is None and given.client_ca is None:
-        access(given.host)
-    package = os.path.dirname(os.path.abspath(__file__))
-    command = [sys.executable, "-m", f"{__package__}", *_serve_arguments(given)]
+        make_access(given.host)  # the rule of `serve`; the files themselves only the service will see
+    package = str(__package__)
+    here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
+    others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    packages = list(dict.fromkeys([here, *others]))
+    files = [given.certificate, given.key, given.client_ca]
+    command = [sys.executable, "-m", package, *_serve_arguments(given)]
     text = unit_text(
         command,
         root=os.path.abspath(given.root),
-        packages=os.path.dirname(package) if __package__ == "board" else os.path.dirname(os.path.dirname(package)),
+        packages=packages,
+        reads=[sys.prefix, sys.base_prefix, *(os.path.abspath(path) for path in files if path)],
         token_file=os.path.abspath(given.token_file) if given.token_file else "",
         group=given.group,
         memory_max=given.memory_max,

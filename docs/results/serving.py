@@ -278,10 +278,10 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Serving: what the server takes beyond the model",
         "",
-        f"Written by `docs/results/serving.py` on {record['date']}; all values are `measured`, on {machine['cores']} cores",
-        f"of {machine['cpu']}, Python {machine['python']}. The load average was",
-        f"{record['load_average']:.1f}: other work ran meanwhile. Medians of {record['rounds']} rounds, in each",
-        f"{record['block']} requests of every way in turn; in brackets the quartiles of the rounds. The input is uint8",
+        f"Written by `docs/results/serving.py` on {record['date']}; all values are `measured`,",
+        f"on {machine['cores']} cores of {machine['cpu']}, Python {machine['python']}. The load was",
+        f"{record['load_average']:.1f}: other work ran meanwhile. Medians of {record['rounds']} rounds, in each of which",
+        f"every way has {record['block']} requests in turn; in brackets the quartiles of the rounds. The input is uint8",
         "(1, 224, 224, 3), the model runs in ONNX Runtime on one thread, with one worker. `http.server` and `asyncio`",
         "answer bare bytes without protocol, limits and checks (`serving_alternatives.py`).",
         "",
@@ -308,10 +308,9 @@ def page(record: dict[str, Any]) -> str:
         "| workers | threads each | requests/s | quartiles |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['workers']} | {row['threads']} | {row['p50']:.0f} | {' to '.join(f'{each:.0f}' for each in row['quartiles'])} |"
-        for row in record["requests_per_second"]
-    ]
+    for row in record["requests_per_second"]:
+        low, high = row["quartiles"]
+        lines.append(f"| {row['workers']} | {row['threads']} | {row['p50']:.0f} | {low:.0f} to {high:.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -85,6 +85,10 @@ class Copies:
             del self._busy_since[id(model)]
             self._idle.put(model)
 
+    def is_busy(self) -> bool:
+        """Whether an inference is running."""
+        return bool(self._busy_since)
+
     def longest_busy_s(self) -> float:
         """For how long the slowest inference has been running."""
         now = self._clock()
@@ -138,6 +142,7 @@ class ServedModel:
         Returns:
             Whether the switch succeeded; None where there was none to make.
         """
+        self._forget_before()
         digest, served = current_digest(self._root, self.name), self.copies.model.release.digest
         if digest is None or digest == served or (digest == self._refused and not again):
             return None
@@ -154,7 +159,12 @@ class ServedModel:
 
     def longest_busy_s(self) -> float:
         """For how long the slowest inference has been running, one of the release before included."""
+        self._forget_before()
         before = self._before
-        if before is not None and before.longest_busy_s() == 0.0:
-            self._before = before = None
         return max(self.copies.longest_busy_s(), before.longest_busy_s() if before is not None else 0.0)
+
+    def _forget_before(self) -> None:
+        """Frees the release before, once none of its copies is at work."""
+        before = self._before
+        if before is not None and not before.is_busy():
+            self._before = None

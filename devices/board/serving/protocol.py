@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from typing import Any, Dict, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -33,7 +32,8 @@ JSON_BYTES_PER_VALUE = 32
 JSON_BYTES_BESIDE_VALUES = 64 * 1024
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
-_LONG_NUMBER = re.compile(rb"[0-9]{400}")
+_MAX_DIGITS = 400
+_AS_ZEROS = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
 _MAX_ID_LENGTH = 256
 _PLAIN_TYPES: Dict[str, Set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
@@ -89,7 +89,9 @@ def parse_object(data: bytes) -> Dict[str, Any]:
     Raises:
         HttpError: It is none.
     """
-    if _LONG_NUMBER.search(data):  # older Pythons take quadratic time for it
+    # Older Pythons take quadratic time for a long number. A search for a run of any digits would take as long as all
+    # of the JSON; one for zeros takes a thirtieth of that.
+    if b"0" * _MAX_DIGITS in data.translate(_AS_ZEROS):
         raise HttpError(400, "the JSON holds a number of 400 digits or more")
     try:
         values = json.loads(data, parse_constant=_refuse_constant)
@@ -219,6 +221,11 @@ def _from_json(data: Any, feed: Feed) -> Array[Any, Any]:
     kind = feed.dtype.kind
     if not set(map(type, values)) <= _PLAIN_TYPES[kind]:
         raise HttpError(400, f"the data of the input '{feed.name}' holds something else than {feed.dtype.name}")
+    if feed.dtype == np.uint8:  # images: several times faster than by way of 64 bits
+        try:
+            return np.frombuffer(bytearray(values), np.uint8).reshape(feed.shape)
+        except ValueError as error:
+            raise HttpError(400, f"the data of the input '{feed.name}' is out of range; expected 0 to 255") from error
     wide = {"i": np.int64, "u": np.uint64, "f": np.float64, "b": np.bool_}[kind]
     try:
         array: Array[Any, Any] = np.array(values, wide)

@@ -83,14 +83,14 @@ class Server:
         self._lock = threading.Lock()
         self._idle: Dict[socket.socket, bool] = {}
         """The open connections, each with whether it waits for a request."""
-        self._stopping = threading.Event()
+        self._stopping = False  # no Event: a handler of a signal may interrupt another in its lock
         application.gauges[("edgeship_connections", "gauge", "Open connections.")] = lambda: [
             ((), float(len(self._idle)))
         ]
 
     def stop(self) -> None:
         """Lets `run` return; may be called from a handler of a signal."""
-        self._stopping.set()
+        self._stopping = True
 
     def run(self, tick: Callable[[], None] = lambda: None, tick_s: float = 0.5) -> bool:
         """Serves until `stop`.
@@ -105,7 +105,7 @@ class Server:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._listener.settimeout(tick_s)
         due = 0.0
-        while not self._stopping.is_set():
+        while not self._stopping:
             if time.monotonic() >= due:
                 tick()
                 due = time.monotonic() + tick_s
@@ -204,13 +204,13 @@ class Server:
         return True
 
     def _may_go_on(self, response: Response, connection: Connection, *, wanted: bool) -> bool:
-        ends = response.close or self._stopping.is_set()
+        ends = response.close or self._stopping
         return wanted and not ends and connection.is_between_requests
 
     def _mark(self, stream: socket.socket, *, idle: bool) -> None:
         with self._lock:
             self._idle[stream] = idle
-        if idle and self._stopping.is_set():
+        if idle and self._stopping:
             _end_reading(stream)
 
     def _drain(self) -> bool:

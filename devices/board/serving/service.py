@@ -72,7 +72,7 @@ class Service:
     ) -> None:
         self._settings, self._tell = settings, tell
         self._metrics = Metrics()
-        self._again = False
+        self._again = self._hurry = False
         self._wake, self._ended = threading.Event(), threading.Event()
         self.models = [self._served(name) for name in self._names()]
         try:
@@ -117,8 +117,7 @@ class Service:
 
     def reload(self) -> None:
         """Looks for another release at once, also one that was refused; may be called from a handler of a signal."""
-        self._again = True
-        self._wake.set()
+        self._again = self._hurry = True  # no Event: a handler may interrupt another in its lock
 
     def handle_signals(self) -> None:
         """SIGTERM and SIGINT stop, SIGHUP reloads; only the main thread may call this."""
@@ -145,6 +144,9 @@ class Service:
 
         def tick() -> None:
             nonlocal due
+            if self._hurry:
+                self._hurry = False
+                self._wake.set()
             if told.watchdog_s is not None and time.monotonic() >= due and self._is_alive():
                 told.tell("WATCHDOG=1")
                 due = time.monotonic() + told.watchdog_s / 3

@@ -6,7 +6,8 @@ from typing import List, Sequence
 
 from ..errors import AgentError
 
-UNIT_NAME = "edgeship-board.service"
+_CREDENTIAL = "${CREDENTIALS_DIRECTORY}/token"
+_HOMES = ("/home/", "/root/", "/run/user/")
 
 _TEMPLATE = """\
 # Written by `edgeship-board unit`. Install it as /etc/systemd/system/edgeship-board.service, then:
@@ -83,7 +84,8 @@ def unit_text(
     command: Sequence[str],
     *,
     root: str,
-    packages: str = "",
+    packages: Sequence[str] = (),
+    reads: Sequence[str] = (),
     token_file: str = "",
     group: str = "",
     memory_max: str = "80%",
@@ -94,7 +96,9 @@ def unit_text(
     Args:
         command: That starts the server, with an absolute path first.
         root: Where releases lie; the server reads it only.
-        packages: Directory that Python also looks for packages in, or nothing.
+        packages: Directories that Python also looks for packages in.
+        reads: Further files and directories that the server reads, such as Python itself; said here because homes
+            are hidden from it otherwise.
         token_file: Handed to the service as a credential, so that only root needs to read it; or nothing.
         group: That may read the root, where others may not.
         memory_max: See systemd.resource-control(5).
@@ -103,24 +107,26 @@ def unit_text(
     Raises:
         AgentError: A word can't be written in a unit.
     """
-    for word in (*command, root, packages, token_file, group, memory_max):
+    for word in (*command, root, *packages, *reads, token_file, group, memory_max):
         if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
             raise AgentError(f"{word!r} holds a control character, which a unit can't; take another path")
-    for path in (command[0], root, packages or "/", token_file or "/"):
+    for path in (command[0], root, *packages, *reads, token_file or "/"):
         if not path.startswith("/"):
             raise AgentError(f"{path!r} is no absolute path, which a unit needs")
+        if ":" in path:
+            raise AgentError(f"{path!r} holds a colon, which parts paths in a unit; take another path")
     words = [*command]
     if token_file:
-        words += ["--token-file", "%d/token"]
-    at_home = root.startswith(("/home/", "/root/"))
+        words += ["--token-file", _CREDENTIAL]
+    at_home = sorted({path for path in (root, *packages, *reads) if path.startswith(_HOMES)})
     lines = _TEMPLATE.format(
         root=_escaped(root),
-        command=" ".join(word if word == "%d/token" else _quoted(word) for word in words),
-        environment=f"Environment={_quoted('PYTHONPATH=' + packages)}" if packages else "",
+        command=" ".join(word if word is _CREDENTIAL else _quoted(word) for word in words),
+        environment=f"Environment={_quoted('PYTHONPATH=' + ':'.join(packages))}" if packages else "",
         group=group,
         credentials=f"LoadCredential=token:{_escaped(token_file)}" if token_file else "",
         protect_home="tmpfs" if at_home else "yes",
-        bind=f"BindReadOnlyPaths={_quoted(root)}" if at_home else "",
+        bind="\n".join(f"BindReadOnlyPaths={_quoted(path)}" for path in at_home),
         addresses="IPAddressDeny=any\nIPAddressAllow=localhost" if loopback else "",
         memory_max=memory_max,
     ).splitlines()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,17 @@ def test_the_switch(tmp_path: Path) -> None:
     first = put_fake(root, tmp_path, seed=0)
     model = served(tmp_path, told)
     assert model.refresh() is None
+    before = weakref.ref(model.copies)
     with model.copies.lease(1) as at_work:
         second = put_fake(root, tmp_path, seed=1)
         assert model.refresh() is True
         assert model.copies.model.release.digest == second
         assert at_work.release.digest == first
+        assert model.refresh() is None
+        assert before() is not None
         at_work.warm_up()
-    assert model.longest_busy_s() == 0.0
+    assert model.refresh() is None
+    assert before() is None, "the old release is still in memory"
     rollback(root, NAME, self_test=lambda _, __: None)
     assert model.refresh() is True
     assert model.copies.model.release.digest == first

@@ -30,14 +30,14 @@ def settings(text: str) -> dict[str, list[str]]:
 
 
 def test_the_unit() -> None:
-    found = settings(unit_text(COMMAND, root="/srv/edgeship", packages="/opt/edgeship"))
+    found = settings(unit_text(COMMAND, root="/srv/edgeship", packages=["/opt/edgeship", "/opt/more"]))
     assert found["ExecStart"] == ["/usr/bin/true -m board serve"]
     assert found["Type"] == ["notify"]
     assert found["DynamicUser"] == found["NoNewPrivileges"] == ["yes"]
     assert found["ProtectSystem"] == ["strict"]
     assert found["CapabilityBoundingSet"] == [""]
     assert found["IPAddressDeny"] == ["any"]
-    assert found["Environment"] == ["PYTHONPATH=/opt/edgeship"]
+    assert found["Environment"] == ["PYTHONPATH=/opt/edgeship:/opt/more"]
     assert found["ProtectHome"] == ["yes"]
     assert "SupplementaryGroups" not in found
     assert "BindReadOnlyPaths" not in found
@@ -49,9 +49,16 @@ def test_releases_at_home_and_a_token() -> None:
     assert found["ProtectHome"] == ["tmpfs"]
     assert found["BindReadOnlyPaths"] == ["/home/pi/.local/share/edgeship"]
     assert found["LoadCredential"] == [f"token:{TOKEN_FILE}"]
-    assert found["ExecStart"][0].endswith("serve --token-file %d/token")
+    assert found["ExecStart"][0].endswith("serve --token-file ${CREDENTIALS_DIRECTORY}/token")
     assert found["SupplementaryGroups"] == ["pi"]
     assert "IPAddressDeny" not in found
+
+
+def test_all_that_lies_at_home_can_be_read() -> None:
+    text = unit_text(COMMAND, root="/srv/a", packages=["/home/pi/agent"], reads=["/home/pi/venv", "/usr"])
+    found = settings(text)
+    assert found["ProtectHome"] == ["tmpfs"]
+    assert found["BindReadOnlyPaths"] == ["/home/pi/agent", "/home/pi/venv"]
 
 
 def test_words_are_quoted() -> None:
