@@ -254,18 +254,20 @@ def test_no_request_fails_during_switches(tmp_path: Path) -> None:
         ]
         for each in clients:
             each.start()
-        for seed in range(num_releases):
-            put_fake(root, tmp_path, seed=seed)
-            if seed % 2:
-                server.process.send_signal(signal.SIGHUP)
-            wait_for(lambda wanted=digests[seed]: seen[-1:] == [wanted])
-        put_fake(root, tmp_path, seed=99, behaviour="reject")  # is refused, and the one before served on
-        wait_for(lambda: any("is served on" in line for line in server.log))
-        count = len(seen)
-        wait_for(lambda: len(seen) > count + 20)
-        ended.set()
-        for each in clients:
-            each.join()
+        try:
+            for seed in range(num_releases):
+                put_fake(root, tmp_path, seed=seed)
+                if seed % 2:
+                    server.process.send_signal(signal.SIGHUP)
+                wait_for(lambda wanted=digests[seed]: seen[-1:] == [wanted])
+            put_fake(root, tmp_path, seed=99, behaviour="reject")  # is refused, and the one before served on
+            wait_for(lambda: any("is served on" in line for line in server.log))
+            count = len(seen)
+            wait_for(lambda: len(seen) > count + 20)
+        finally:
+            ended.set()
+            for each in clients:
+                each.join()
         page = server.ask("/metrics").body.decode()
         assert server.stop() == 0
     assert failures == []
