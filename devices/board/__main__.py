@@ -1,4 +1,7 @@
-"""`python -m board` on a board, `python -m devices.board` on the host: answers until standard input ends."""
+"""`python -m board` on a board, `python -m devices.board` on the host.
+
+Without a command it is the agent, which answers until standard input ends; with one it is `edgeship-board`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 from typing import Any
 
 from .agent import BoardAgent
 from .jsonlines import Lifeline, serve
+
+COMMANDS = ("infer", "serve", "unit", "-h", "--help")
 
 
 def main(root: str = "") -> None:
@@ -39,4 +45,9 @@ def main(root: str = "") -> None:
 
 
 if __name__ == "__main__":
+    # The agent that an SSH connection starts is given other arguments, see `launch`; none of them is a command.
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        from .program import main as run_program  # not for the agent, whose memory is measured
+
+        sys.exit(run_program())
     main()

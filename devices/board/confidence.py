@@ -103,3 +103,28 @@ def top_class(logits: Array[Any, Any], confidence_map: Optional[ConfidenceMap]) 
     top = values.argmax(axis=1)
     confidence = 1.0 / np.exp(values - values.max(axis=1, keepdims=True)).sum(axis=1)
     return top, confidence if confidence_map is None else confidence_map.apply(confidence)
+
+
+def probabilities(logits: Array[Any, Any], confidence_map: Optional[ConfidenceMap]) -> Array[Any, Any]:
+    """Returns the calibrated probabilities of one image, float64 `(classes,)`, which sum up to 1.
+
+    With a map, the class of the largest logit gets its mapped confidence, and the others share what is left in
+    proportion to their probabilities.
+
+    Args:
+        logits: `(classes,)`, at least one.
+        confidence_map: Of the model, as `read_confidence_map` finds it.
+    """
+    values = np.asarray(logits, np.float64)
+    top = int(values.argmax())
+    shares: Array[Any, Any] = np.exp(values - values[top])
+    if confidence_map is None or len(values) < 2:
+        return np.asarray(shares / shares.sum())
+    confidence = float(confidence_map.apply(1.0 / shares.sum()))
+    # Computed from the largest of the others, so that a sure model does not leave a quotient of two zeros.
+    values = values.copy()
+    values[top] = -np.inf
+    shares = np.exp(values - values.max())
+    shares *= (1.0 - confidence) / shares.sum()
+    shares[top] = confidence
+    return shares

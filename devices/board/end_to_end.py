@@ -19,6 +19,8 @@ Array = np.ndarray
 
 STAGES = ("decode", "preprocess", "infer", "softmax")
 
+_MAX_PPM_HEAD_BYTES = 4096
+
 
 class ImagePath:
     """One image file on its way through a model with one input.
@@ -122,11 +124,19 @@ def _decode_npy(path: str) -> Array[Any, Any]:
 
 
 def _decode_ppm(path: str) -> Array[Any, Any]:
-    """uint8 `(height, width, 3)` of a binary PPM file of 8 bits (Netpbm, "PPM format specification")."""
     with open(path, "rb") as stream:
-        data = stream.read()
+        return parse_ppm(stream.read())
+
+
+def parse_ppm(data: bytes) -> Array[Any, Any]:
+    """uint8 `(height, width, 3)` of a binary PPM file of 8 bits (Netpbm, "PPM format specification").
+
+    Raises:
+        ValueError: It is none, or is cut off.
+    """
     space = rb"(?:\s|#[^\n]*\n)+"
-    match = re.match(rb"P6" + space + rb"(\d+)" + space + rb"(\d+)" + space + rb"255\s", data)
+    begin = data[:_MAX_PPM_HEAD_BYTES]  # a comment without end would be searched again and again
+    match = re.match(rb"P6" + space + rb"(\d{1,9})" + space + rb"(\d{1,9})" + space + rb"255\s", begin)
     if match is None:
         raise ValueError("expected a binary PPM file (P6) of 8 bits")
     width, height = int(match.group(1)), int(match.group(2))

@@ -1,0 +1,215 @@
+"""`edgeship-board`: the installed models on the board, `python -m board` there. The only module here that prints.
+
+Exit codes: 0 done; 2 bad usage or bad input; 3 the release, the runtime or the board failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Dict, List, Optional, Sequence
+
+from .errors import AgentError
+from .images import ImageRejected
+from .installed import NoRelease
+from .model import BadInput, InstalledModel, Label, default_root, open_model
+from .serving.access import AccessRefused, make_access
+from .serving.notify import Supervisor
+from .serving.routes import Limits
+from .serving.service import Service, Settings
+from .serving.unit import unit_text
+
+DONE, BAD_INPUT, FAILED = 0, 2, 3
+
+_PROGRAM = "edgeship-board"
+_MIB = 1 << 20
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Without the program's name; the process's own where left out.
+
+    Returns:
+        The exit code.
+    """
+    given = _parser().parse_args(arguments)
+    commands = {"infer": _infer, "serve": _serve, "unit": _unit}
+    try:
+        return commands[given.command](given)
+    except (BadInput, ImageRejected, NoRelease, AccessRefused) as error:
+        return _fail(given, error, BAD_INPUT)
+    except (AgentError, OSError, MemoryError) as error:
+        return _fail(given, error, FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(_PROGRAM, description="Runs and serves the models installed on this board.")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--root", default=default_root(), help="where releases lie (EDGESHIP_ROOT; %(default)s)")
+    shared.add_argument("--debug", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    infer = commands.add_parser("infer", parents=[shared], help="tell what is on images")
+    infer.add_argument("images", nargs="+", metavar="IMAGE", help="a .jpg, .png, .ppm or .npy file")
+    infer.add_argument("--name", help="of the model, where several are installed")
+    infer.add_argument("--top", type=_positive, default=5, help="how many classes (%(default)s)")
+    infer.add_argument("--threads", type=_positive, help="of one inference (all cores)")
+    infer.add_argument("--json", action="store_true", help="print one JSON object")
+
+    serve = commands.add_parser("serve", parents=[shared], help="answer the Open Inference Protocol over HTTP")
+    _add_serving(serve)
+
+    unit = commands.add_parser("unit", parents=[shared], help="write a systemd unit for `serve`")
+    _add_serving(unit)
+    unit.add_argument("--output", help="the unit's file (standard output)")
+    unit.add_argument("--group", default="", help="that may read the releases, where others may not")
+    unit.add_argument("--memory-max", default="80%", help="of the service (%(default)s)")
+    return parser
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--name", action="append", default=[], help="a model to serve, once for each (all that are installed)")
+    add("--host", default="127.0.0.1", help="to listen on; beyond loopback with a token or a client CA (%(default)s)")
+    add("--port", type=_port, default=8000, help="to listen on, 0 takes a free one (%(default)s)")
+    add("--workers", type=_positive, default=1, help="copies of each model, for requests at once (%(default)s)")
+    add("--threads", type=_positive, help="of one inference (the cores shared among the workers)")
+    add("--queue", type=_positive, default=32, help="requests that may wait for a model (%(default)s)")
+    add("--max-image-mb", type=_positive, default=16, help="size of one image (%(default)s)")
+    add("--max-buffered-mb", type=_positive, default=64, help="of all requests that are being read (%(default)s)")
+    add("--token-file", help="holds the token that each request must carry")
+    add("--certificate", help="of the server, PEM; then it speaks HTTPS")
+    add("--key", help="of the certificate, where it lies in another file")
+    add("--client-ca", help="PEM; clients must show a certificate that it signed")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; expected 0 to 65535")
+    return value
+
+
+def _infer(given: argparse.Namespace) -> int:
+    model = open_model(given.name, root=given.root, num_threads=given.threads)
+    rows = [(image, model.classify(image, top=given.top)) for image in given.images]
+    if given.json:
+        _print(json.dumps(_record(model, rows)))
+        return DONE
+    for image, labels in rows:
+        shown = "  ".join(f"{label.name} {label.probability:.1%}" for label in labels)
+        _print(f"{image}: {shown}")
+    return DONE
+
+
+def _record(model: InstalledModel, rows: Sequence[Any]) -> Dict[str, Any]:
+    release = model.release
+    images: List[Dict[str, Any]] = [
+        {"image": image, "labels": [_row(label) for label in labels]} for image, labels in rows
+    ]
+    return {
+        "model": release.name,
+        "release": release.digest,
+        "runtime": release.runtime,
+        "precision": release.precision,
+        "images": images,
+    }
+
+
+def _row(label: Label) -> Dict[str, Any]:
+    return {"index": label.index, "label": label.name, "probability": label.probability}
+
+
+def _serve(given: argparse.Namespace) -> int:
+    access = make_access(
+        given.host,
+        token_file=given.token_file,
+        certificate=given.certificate,
+        key=given.key,
+        client_ca=given.client_ca,
+    )
+    settings = Settings(
+        root=given.root,
+        names=given.name,
+        host=given.host,
+        port=given.port,
+        workers=given.workers,
+        num_threads=given.threads,
+        queue_length=given.queue,
+    )
+    limits = Limits(image_bytes=given.max_image_mb * _MIB, buffered_bytes=given.max_buffered_mb * _MIB)
+    service = Service(settings, access=access, limits=limits, tell=_tell)
+    service.handle_signals()
+    _print(service.url)
+    return DONE if service.run(Supervisor()) else FAILED
+
+
+def _unit(given: argparse.Namespace) -> int:
+    if given.token_file is None and given.client_ca is None:
+        make_access(given.host)  # the rule of `serve`; the files themselves only the service will see
+    package = str(__package__)
+    here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
+    others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    packages = list(dict.fromkeys([here, *others]))
+    files = [given.certificate, given.key, given.client_ca]
+    command = [sys.executable, "-m", package, *_serve_arguments(given)]
+    text = unit_text(
+        command,
+        root=os.path.abspath(given.root),
+        packages=packages,
+        reads=[sys.prefix, sys.base_prefix, *(os.path.abspath(path) for path in files if path)],
+        token_file=os.path.abspath(given.token_file) if given.token_file else "",
+        group=given.group,
+        memory_max=given.memory_max,
+        loopback=given.token_file is None and given.client_ca is None,
+    )
+    if given.output is None:
+        _print(text.rstrip("\n"))
+        return DONE
+    with open(given.output, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    return DONE
+
+
+def _serve_arguments(given: argparse.Namespace) -> List[str]:
+    """What the unit starts, with what differs from the defaults; the token comes as a credential."""
+    words = ["serve", "--root", os.path.abspath(given.root), "--host", given.host, "--port", str(given.port)]
+    for name in given.name:
+        words += ["--name", name]
+    for option in ("workers", "threads", "queue", "max_image_mb", "max_buffered_mb"):
+        value = getattr(given, option)
+        if value is not None:
+            words += [f"--{option.replace('_', '-')}", str(value)]
+    for option in ("certificate", "key", "client_ca"):
+        value = getattr(given, option)
+        if value is not None:
+            words += [f"--{option.replace('_', '-')}", os.path.abspath(value)]
+    return words
+
+
+def _fail(given: argparse.Namespace, error: BaseException, code: int) -> int:
+    if given.debug:
+        raise error
+    _tell(f"error: {error}")
+    return code
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{_PROGRAM}: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,156 @@
+"""The systemd unit of the server: a user of its own, and nothing of the machine that it does not need."""
+
+from __future__ import annotations
+
+from typing import List, Sequence
+
+from ..errors import AgentError
+
+_CREDENTIAL = "${CREDENTIALS_DIRECTORY}/token"
+_HOMES = ("/home/", "/root/", "/run/user/")
+
+_TEMPLATE = """\
+# Written by `edgeship-board unit`. Install it as /etc/systemd/system/edgeship-board.service, then:
+#   systemctl daemon-reload && systemctl enable --now edgeship-board
+[Unit]
+Description=Edgeship: serves the installed models
+Documentation=https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
+After=network.target
+ConditionPathExists={root}
+StartLimitIntervalSec=60
+StartLimitBurst=5
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=2
+WatchdogSec=30
+TimeoutStartSec=120
+TimeoutStopSec=30
+{environment}
+DynamicUser=yes
+SupplementaryGroups={group}
+UMask=0077
+WorkingDirectory=/
+{credentials}
+ProtectSystem=strict
+ProtectHome={protect_home}
+{bind}
+PrivateTmp=yes
+PrivateDevices=yes
+PrivateUsers=yes
+PrivateIPC=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+ProcSubset=all
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RemoveIPC=yes
+LockPersonality=yes
+KeyringMode=private
+# XNNPACK and OpenVINO write machine code at run time, which this would forbid.
+MemoryDenyWriteExecute=no
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+{addresses}
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+# The runtimes pin their threads to cores and ask where they run; both belong to @resources.
+SystemCallFilter=sched_setaffinity sched_setscheduler sched_setparam sched_setattr setpriority set_mempolicy mbind
+SystemCallErrorNumber=EPERM
+LimitCORE=0
+LimitNOFILE=1024
+TasksMax=256
+MemoryMax={memory_max}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def unit_text(
+    command: Sequence[str],
+    *,
+    root: str,
+    packages: Sequence[str] = (),
+    reads: Sequence[str] = (),
+    token_file: str = "",
+    group: str = "",
+    memory_max: str = "80%",
+    loopback: bool = True,
+) -> str:
+    """The unit's text.
+
+    Args:
+        command: That starts the server, with an absolute path first.
+        root: Where releases lie; the server reads it only.
+        packages: Directories that Python also looks for packages in.
+        reads: Further files and directories that the server reads, such as Python itself; said here because homes
+            are hidden from it otherwise.
+        token_file: Handed to the service as a credential, so that only root needs to read it; or nothing.
+        group: That may read the root, where others may not.
+        memory_max: See systemd.resource-control(5).
+        loopback: Whether only this machine may reach the service, which systemd then sees to as well.
+
+    Raises:
+        AgentError: A word can't be written in a unit.
+    """
+    for word in (*command, root, *packages, *reads, token_file, group, memory_max):
+        if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
+            raise AgentError(f"{word!r} holds a control character, which a unit can't; take another path")
+    for path in (command[0], root, *packages, *reads, token_file or "/"):
+        if not path.startswith("/"):
+            raise AgentError(f"{path!r} is no absolute path, which a unit needs")
+        if ":" in path:
+            raise AgentError(f"{path!r} holds a colon, which parts paths in a unit; take another path")
+    words = [*command]
+    if token_file:
+        words += ["--token-file", _CREDENTIAL]
+    at_home = sorted({path for path in (root, *packages, *reads) if path.startswith(_HOMES)})
+    lines = _TEMPLATE.format(
+        root=_escaped(root),
+        command=" ".join(word if word is _CREDENTIAL else _quoted(word) for word in words),
+        environment=f"Environment={_quoted('PYTHONPATH=' + ':'.join(packages))}" if packages else "",
+        group=group,
+        credentials=f"LoadCredential=token:{_escaped(token_file)}" if token_file else "",
+        protect_home="tmpfs" if at_home else "yes",
+        bind="\n".join(f"BindReadOnlyPaths={_quoted(path)}" for path in at_home),
+        addresses="IPAddressDeny=any\nIPAddressAllow=localhost" if loopback else "",
+        memory_max=memory_max,
+    ).splitlines()
+    kept: List[str] = [line for line in lines if line and line != "SupplementaryGroups="]
+    return "\n".join(_spaced(kept)) + "\n"
+
+
+def _spaced(lines: Sequence[str]) -> List[str]:
+    """An empty line before each section but the first."""
+    spaced: List[str] = []
+    for line in lines:
+        if line.startswith("[") and line != "[Unit]":
+            spaced.append("")
+        spaced.append(line)
+    return spaced
+
+
+def _escaped(word: str) -> str:
+    """Without what systemd would replace: specifiers such as %h."""
+    return word.replace("%", "%%")
+
+
+def _quoted(word: str) -> str:
+    """One word of a command line as systemd splits it (systemd.service(5), "Command lines")."""
+    escaped = _escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    plain = escaped and all(character.isalnum() or character in "/._-=:@+,%" for character in escaped)
+    return escaped if plain else f'"{escaped}"'
