@@ -18,8 +18,8 @@ _METRICS = {
 _RUNTIMES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 _CAVEAT = (
-    "Measured on the test images of the data it was trained on; on other images it may be worse. A release tests itself "
-    "on its golden samples, which tell whether the file runs as it did, not whether it is right."
+    "Measured on the test images of the data it was trained on; on other images it may be worse. A release tests "
+    "itself on its golden samples, which tell whether the file runs as it did, not whether it is right."
 )
 _PACKAGES = (
     "The packages that the model file was made with, and its runtime, as they state their licences themselves. None of "

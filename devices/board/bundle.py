@@ -260,14 +260,16 @@ def _problem(manifest: Any) -> str:
     for key in ("name", "target", "model"):
         if not isinstance(manifest.get(key), str) or not _NAME.fullmatch(manifest[key]):
             return f"{key} is {manifest.get(key)!r:.60}"
+    return _files_problem(manifest) or _golden_problem(manifest) or _limits_problem(manifest)
+
+
+def _files_problem(manifest: Mapping[str, Any]) -> str:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_NAME.fullmatch(name) for name in files):
         return "files does not name the files"
     if not all(isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in files.values()):
         return "files does not state the SHA-256 of each"
-    if manifest["model"] not in files:
-        return "the model is not among the files"
-    return _golden_problem(manifest) or _limits_problem(manifest)
+    return "" if manifest["model"] in files else "the model is not among the files"
 
 
 def _golden_problem(manifest: Mapping[str, Any]) -> str:

@@ -179,7 +179,12 @@ class Installer:
         self._at("announce")
         home.begin({**task, "switching": True, "measured": measured})
         self._at("switch")
-        home.switch("current", task["digest"])
+        try:
+            home.switch("current", task["digest"])
+        except OSError:
+            if home.current != task["digest"]:
+                raise
+            # The rename was done and could not be made to last: whichever comes back is whole.
         with contextlib.suppress(OSError):  # it is in use; the state file lets the next one finish the rest
             self._at("previous")
             home.point_previous_at(task["from"])
