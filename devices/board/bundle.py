@@ -13,6 +13,7 @@ tar can say are no special cases, nothing is compressed that could swell, and no
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -37,6 +38,8 @@ _END = bytes(2 * _BLOCK)
 _READ_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,98}")
 _NUM_DIGITS = 20
+_BEGIN, _END_OF_ARMOR = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----"
+_ARMOR_WIDTH = 70
 
 
 class Member(NamedTuple):
@@ -129,6 +132,8 @@ def read_bundle(stream: BinaryIO) -> Bundle:
     signature = None
     if members and members[0].name == SIGNATURE:
         signature = _small(stream, members.pop(0), MAX_SIGNATURE_BYTES)
+        if signature != _armored(signature):
+            raise BadBundle(f"{SIGNATURE} is not what `ssh-keygen -Y sign` writes: sign the bundle again")
     names = [member.name for member in members]
     if names != sorted(names) or len({name.lower() for name in (*names, MANIFEST, SIGNATURE)}) != len(names) + 2:
         raise BadBundle("the files of the bundle are not sorted, or one is there twice")
@@ -228,6 +233,17 @@ def _small(stream: BinaryIO, member: Member, limit: int) -> bytes:
         raise BadBundle(f"{member.name} has {member.size} bytes; allowed are {limit}")
     stream.seek(member.offset)
     return stream.read(member.size)
+
+
+def _armored(signature: bytes) -> bytes:
+    """The same signature as OpenSSH writes it (PROTOCOL.sshsig, "Armored format"), which its reader is less strict on."""
+    lines = signature.split(b"\n")
+    try:
+        blob = base64.b64encode(base64.b64decode(b"".join(lines[1:-2]), validate=True))
+    except ValueError:
+        return b""
+    wrapped = [blob[begin : begin + _ARMOR_WIDTH] for begin in range(0, len(blob), _ARMOR_WIDTH)]
+    return b"\n".join([_BEGIN, *wrapped, _END_OF_ARMOR, b""])
 
 
 def _padding(size: int) -> bytes:

@@ -205,7 +205,9 @@ def test_power_is_cut_between_any_two_operations(
     for cut in range(len(recorder.operations) + 1):
         with fault():
             root = copied(before, tmp_path / "cut")
-            replay(recorder.operations[:cut], recorded, root, lose=how == "unsynced content lost", torn=how[:4] == "last")
+            replay(
+                recorder.operations[:cut], recorded, root, lose=how == "unsynced content lost", torn=how[:4] == "last"
+            )
             seen.add(board.check(root=root))
             if name == "install and prune":
                 board.install(board.new, root=root)
