@@ -236,7 +236,7 @@ def _small(stream: BinaryIO, member: Member, limit: int) -> bytes:
 
 
 def _armored(signature: bytes) -> bytes:
-    """The same signature as OpenSSH writes it (PROTOCOL.sshsig, "Armored format"), which its reader is less strict on."""
+    """The same signature as OpenSSH writes it (PROTOCOL.sshsig, "Armored format"); its reader is less strict."""
     lines = signature.split(b"\n")
     try:
         blob = base64.b64encode(base64.b64decode(b"".join(lines[1:-2]), validate=True))

@@ -74,14 +74,17 @@ class Bad:
     tested: bool = False
 
 
+OTHER = release_files(3)
+PICKLE = b"cos\nsystem\n(S'touch /evil'\ntR."
+
 BAD = (
     Bad("wrong architecture", "fit", {"requires": {"architecture": "riscv64"}}),
     Bad("runtime missing", "self-test", {"target": "nonesuch"}, tested=True),
-    Bad("golden mismatch", "self-test", files={"golden_output_0.npy": release_files(3)["golden_output_0.npy"]}, tested=True),
-    Bad("another model", "self-test", files={"model.fake": release_files(3)["model.fake"]}, tested=True),
+    Bad("golden mismatch", "self-test", files={"golden_output_0.npy": OTHER["golden_output_0.npy"]}, tested=True),
+    Bad("another model", "self-test", files={"model.fake": OTHER["model.fake"]}, tested=True),
     Bad("no model", "self-test", files={"model.fake": b"no model"}, tested=True),
     Bad("golden input that is none", "self-test", files={"golden_input_0.npy": b"\x93NUMPY"}, tested=True),
-    Bad("pickle for an array", "self-test", files={"golden_output_0.npy": b"cos\nsystem\n(S'touch /evil'\ntR."}, tested=True),
+    Bad("pickle for an array", "self-test", files={"golden_output_0.npy": PICKLE}, tested=True),
     Bad("too slow at the median", "budget", {"budget": {"latency_p50_ms": 1e-9}}, tested=True),
     Bad("too slow at its worst", "budget", {"budget": {"latency_p99_ms": 1e-9}}, tested=True),
 )  # fmt: skip

@@ -46,6 +46,14 @@ class FailingDisk(Disk):
             raise OSError(self._error, os.strerror(self._error), str(arguments[0]))
 
 
+def refused(board: Board, root: Path, disk: Disk) -> Refusal | None:
+    try:
+        board.install(board.new, disk=disk, root=root)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
 def test_storage_fails_from_any_operation_on(error: int, board: Board, tmp_path: Path, fault: Fault) -> None:
     recorder = RecordingDisk()
@@ -53,15 +61,13 @@ def test_storage_fails_from_any_operation_on(error: int, board: Board, tmp_path:
     for after in range(len(recorder.operations) + 1):
         with fault():
             root = copied(board.root, tmp_path / "broken")
-            try:
-                board.install(board.new, disk=FailingDisk(after, error), root=root)
-            except Refusal as refusal:
-                full = error in {errno.ENOSPC, errno.EDQUOT}
-                assert isinstance(refusal, NoRoom) == full
+            refusal = refused(board, root, FailingDisk(after, error))
+            if refusal is None:
+                assert board.check(root=root) == "new"
+            else:
+                assert isinstance(refusal, NoRoom) == (error in {errno.ENOSPC, errno.EDQUOT})
                 assert refusal.step
                 assert board.check(root=root) == "old"
-            else:
-                assert board.check(root=root) == "new"
             board.check_next(root)
 
 
@@ -136,38 +142,41 @@ def replay(operations: list[Operation], source: Path, target: Path, *, lose: boo
         torn: Whether only half of the last block was written.
     """
 
-    def moved(path: object) -> Path:
-        return target / Path(str(path)).relative_to(source)
-
     unsynced: dict[Path, None] = {}
     for number, (operation, arguments) in enumerate(operations):
-        path = None if operation == "symlink" else moved(arguments[0])
-        if operation == "mkdir":
-            path.mkdir()  # type: ignore[union-attr]
-        elif operation == "create":
-            path.touch(exist_ok=False)  # type: ignore[union-attr]
-            unsynced[path] = None  # type: ignore[index]
+        if operation == "symlink":
+            moved(arguments[1], source, target).symlink_to(str(arguments[0]))
+            continue
+        path = moved(arguments[0], source, target)
+        if operation == "create":
+            unsynced[path] = None
+        elif operation == "sync":
+            unsynced.pop(path)
+        elif operation == "rename":
+            assert not any(each.is_relative_to(path) for each in unsynced), "renamed before it was synced"
+            path.rename(moved(arguments[1], source, target))
+        if operation in SIMPLE:
+            SIMPLE[operation](path)
         elif operation == "append":
             block = arguments[1]
             half = torn and number == len(operations) - 1
-            with path.open("ab") as stream:  # type: ignore[union-attr]
+            with path.open("ab") as stream:
                 stream.write(block[: len(block) // 2] if half else block)
-        elif operation == "sync":
-            unsynced.pop(path, None)  # type: ignore[arg-type]
-        elif operation == "rename":
-            assert not any(known.is_relative_to(path) for known in unsynced), "renamed before it was synced"  # type: ignore[arg-type]
-            path.rename(moved(arguments[1]))  # type: ignore[union-attr]
-        elif operation == "symlink":
-            moved(arguments[1]).symlink_to(str(arguments[0]))
-        elif operation == "unlink":
-            path.unlink()  # type: ignore[union-attr]
-        elif operation == "rmdir":
-            path.rmdir()  # type: ignore[union-attr]
-        else:
-            assert operation == "sync_directory"
     if lose:
         for path in unsynced:
             path.write_bytes(b"")
+
+
+SIMPLE: dict[str, Callable[[Path], object]] = {
+    "create": lambda path: path.touch(exist_ok=False),
+    "mkdir": Path.mkdir,
+    "unlink": Path.unlink,
+    "rmdir": Path.rmdir,
+}
+
+
+def moved(path: object, source: Path, target: Path) -> Path:
+    return target / Path(str(path)).relative_to(source)
 
 
 def first(board: Board, root: Path, disk: Disk) -> None:
