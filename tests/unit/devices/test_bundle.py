@@ -138,6 +138,12 @@ def test_hostile_bundles_are_refused(case: Hostile) -> None:
         read_all(case.make())
 
 
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/b", ".board", "..", "-rf", "a\nb", "..\\evil"])
+def test_names_are_refused_before_the_manifest_is_read(name: str) -> None:
+    with pytest.raises(BadBundle, match="is called"):
+        read_all(archive([("release.json", b"no manifest"), (name, b"x")]))
+
+
 def test_no_bit_can_change_unnoticed(tmp_path: Path) -> None:
     data = bytearray(make_bundle(tmp_path / "one", files={"x.bin": b"12345"}).read_bytes())
     text = opened(tmp_path / "one").text
