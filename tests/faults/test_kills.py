@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from devices.board.release_home import read_state
@@ -53,7 +58,7 @@ from devices.board.release_install import Installer
 
 def on_step(step):
     if step == "self-test":
-        threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
 Installer(sys.argv[1], who="victim", on_step=on_step).install(sys.argv[2])
 """
@@ -61,9 +66,10 @@ Installer(sys.argv[1], who="victim", on_step=on_step).install(sys.argv[2])
 
 def killed(code: str, *arguments: str) -> None:
     """Runs it until it ends itself by SIGKILL."""
+    scratch = {name: os.environ[name] for name in ("TMPDIR",) if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": "/"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": "/", **scratch},
         capture_output=True,
         text=True,
         check=False,
@@ -111,11 +117,33 @@ def test_the_host_is_killed(step: str, board: Board, fault: Fault) -> None:
         board.check_next()
 
 
-def test_the_installer_is_killed_while_a_self_test_runs(board: Board, tmp_path: Path, fault: Fault) -> None:
+def test_the_installer_is_killed_while_a_self_test_hangs(
+    board: Board, tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    model = io.BytesIO()
+    np.savez(model, weights=np.zeros((48, 3), np.float32), bias=np.zeros(3, np.float32), shape=np.array((4, 4, 3)),
+             behaviour=np.array("hang"))  # fmt: skip
+    hanging = make_bundle(tmp_path / "hanging", 3, files={"model.fake": model.getvalue()})
     with fault():
-        killed(SELF_TEST, str(board.root), str(board.new))
+        killed(SELF_TEST, str(board.root), str(hanging))
+        deadline = time.monotonic() + 20
+        while living(str(tmp_path)):
+            assert time.monotonic() < deadline, "the self-test's process is left"
+            time.sleep(0.1)
         assert board.check() == "old"
         board.check_next()
+
+
+def living(word: str) -> list[str]:
+    """Processes with this word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if word in text:
+                found.append(text)
+    return found
 
 
 def test_killed_again_and_again(board: Board, fault: Fault) -> None:
