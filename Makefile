@@ -97,6 +97,10 @@ test: setup ## Pass the tests
 test-slow: setup ## Pass the tests that take longer than ten seconds each
 	$(BIN)/pytest -m slow $(PARALLEL) $(ARGS)
 
+.PHONY: test-faults
+test-faults: setup ## Break installations in every way: killed, cut off, no room, tampered with
+	$(BIN)/pytest tests/faults $(ARGS)
+
 TFLITE_VENV := .venv-tflite-runtime
 TFLITE_PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' \

@@ -16,6 +16,8 @@
     ├── TransferFailedError          3   a file did not arrive whole
     ├── DeviceBusyError              3   somebody else has held the board for too long
     ├── WheelMissingError            3   a package has no wheel for this board
+    ├── BundleError                  2   a bundle is damaged, or not signed by somebody the device trusts
+    ├── ReleaseRefusedError          3   a release failed its self-test or its budget on the device
     ├── ResultsError                 2   the file of results can't be read or written
     └── VirtualBoardError            2   a virtual board that has not been built, or can't be on this machine
 
@@ -120,6 +122,16 @@ class WheelMissingError(DeviceError):
     shows_details = True
 
 
+class BundleError(DeviceError):
+    """A bundle is damaged, or is not signed by somebody whom the device trusts."""
+
+    exit_code = 2
+
+
+class ReleaseRefusedError(DeviceError):
+    """The device did not take a release: a failed self-test, a missed budget, releases that can't be written."""
+
+
 class ResultsError(DeviceError):
     """The file of results can't be read or written."""
 
@@ -151,6 +163,8 @@ ERRORS: dict[str, type[DeviceError]] = {
         TransferFailedError,
         DeviceBusyError,
         WheelMissingError,
+        BundleError,
+        ReleaseRefusedError,
         ResultsError,
         VirtualBoardError,
     )

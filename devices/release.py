@@ -1,35 +1,43 @@
-"""Releases of models on a device: each a directory named by its digest, with links that say which one is in use.
+"""Releases of models on a device, from the host: what is installed, what is to be, and whom the device trusts.
 
-    <root>/<name>/releases/<digest>/    the files of a release and `release.json`, which states their digests
-    <root>/<name>/current               link to the release in use
-    <root>/<name>/previous              link to the one before
-    <root>/<name>/incoming/             what an interrupted installation left; the next one removes it
-
-A release appears under `releases/` by one rename, after its digests were compared and its self-test passed.
-`current` moves by one rename. Whatever kills an installation, `current` names a whole release that passed.
+The device does the work and decides: `devices.board.release_install` checks, tests and switches there, and
+`devices.board.bundle_signature` knows whom it takes releases from. This module sends the bundle and asks.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import base64
+import getpass
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from devices.board.bundle_signature import ALLOWED_SIGNERS, SETTINGS, TRUST_DIRECTORY
+from devices.errors import (
+    BundleError,
+    DeviceError,
+    ProfileError,
+    ReleaseRefusedError,
+    RuntimeMissingError,
+    StorageFullError,
+)
+from devices.profile import DeviceProfile
+from devices.transports import open_transport
 
-from devices.errors import DeviceError
+OnStep = Callable[[str], None]
 
-RELEASE_FILE = "release.json"
-DIGEST_LENGTH = 32
-
-SelfTest = Callable[[Path, Mapping[str, Any]], None]
-"""Takes a release's directory and its manifest; raises `DeviceError` where the release does not do what it should."""
+_TIMEOUT_S = 3600.0
+_REACHED = ("local", "ssh", "virtual")
+_ERRORS: dict[str, type[DeviceError]] = {
+    "bundle": BundleError,
+    "signature": BundleError,
+    "storage": StorageFullError,
+    "unfit": RuntimeMissingError,
+}
+"""By the kind of a board's refusal; all others are `ReleaseRefusedError`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,9 @@ class ReleaseStatus:
         current_digest: Its digest.
         previous_digest: Digest of the release before it.
         releases: Digests of all releases that are kept.
+        running: What is being installed, or was when it was interrupted; None where nothing is.
+        history: What was done, the oldest first: `action`, `digest`, `who`, `when`, `signed_by`, `result` (`done`,
+            `refused`, `interrupted`), and where it was refused `step` and `reason`.
     """
 
     name: str
@@ -49,58 +60,53 @@ class ReleaseStatus:
     current_digest: str | None
     previous_digest: str | None
     releases: tuple[str, ...]
+    running: dict[str, Any] | None
+    history: tuple[dict[str, Any], ...]
 
 
-def release_digest(manifest: Mapping[str, Any]) -> str:
-    """Returns the digest that names a release: of its whole manifest, which states the digest of every file."""
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
-
-
-def install(root: Path, manifest: Mapping[str, Any], files: Mapping[str, Path], *, self_test: SelfTest) -> bool:
-    """Installs a release and makes it the one in use.
-
-    Args:
-        root: Directory of all releases of a device.
-        manifest: `name`, `files` (SHA-256 by name) and whatever else the release says of itself.
-        files: Where each file comes from, by name.
-        self_test: Run on the copied files before anything is switched.
-
-    Returns:
-        Whether anything changed: the release in use installed again changes nothing.
+def check_reachable(profile: DeviceProfile) -> None:
+    """Refuses a device that keeps no releases.
 
     Raises:
-        DeviceError: A digest differs, the self-test failed, or the directory can't be written. The release that
-            was in use before is in use still.
+        ProfileError: It is such a device.
     """
-    digest = release_digest(manifest)
-    with _exclusive(root, str(manifest["name"])) as home:
-        target = home / "releases" / digest
-        if _linked(home / "current") == digest and _is_whole(target):
-            return False
-        if not _is_whole(target):
-            incoming = home / "incoming"
-            shutil.rmtree(incoming, ignore_errors=True)
-            incoming.mkdir()
-            for name, source in files.items():
-                _copy_durably(source, incoming / name)
-            _write_durably(incoming / RELEASE_FILE, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-            _check_digests(incoming, manifest)
-            self_test(incoming, manifest)
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            incoming.rename(target)
-            _sync(target.parent)
-        else:
-            self_test(target, manifest)
-        before = _linked(home / "current")
-        if before is not None and before != digest:
-            _switch(home / "previous", before)
-        _switch(home / "current", digest)
-    return True
+    if profile.transport.kind not in _REACHED:
+        raise ProfileError(
+            f"{profile.name} is reached by {profile.transport.kind}; releases are kept on devices with transport "
+            f"{', '.join(_REACHED)}."
+        )
 
 
-def rollback(root: Path, name: str, *, self_test: SelfTest) -> str:
+def install(
+    profile: DeviceProfile, root: Path, bundle: Path, *, dry_run: bool = False, on_step: OnStep | None = None
+) -> dict[str, Any]:
+    """Installs a bundle on a device and makes it the release in use.
+
+    Args:
+        profile: The device.
+        root: Directory of all its releases; `~` is the home there.
+        bundle: On this machine.
+        dry_run: Do everything there but the switch, and leave nothing.
+        on_step: Is told of each step there.
+
+    Returns:
+        `changed` (False where it was in use already), `name`, `digest`, `signed_by` and `measured`.
+
+    Raises:
+        BundleError: The device does not take the bundle: damaged, not signed, not by somebody it trusts.
+        DeviceError: Anything else went wrong. The release that was in use before is in use still.
+    """
+    check_reachable(profile)
+    local = profile.transport.kind == "local"
+    if local and not dry_run:
+        _allow_unsigned_here(root)
+    transport = open_transport(profile)
+    path = transport.put(str(bundle))
+    params = {"bundle": path, "root": str(root), "who": _who(), "dry_run": dry_run, "discard": not local}
+    return _ask(profile, "install", params, on_step)
+
+
+def rollback(profile: DeviceProfile, root: Path, name: str, *, on_step: OnStep | None = None) -> str:
     """Makes the previous release the one in use again, and the one in use the previous one.
 
     Returns:
@@ -109,118 +115,95 @@ def rollback(root: Path, name: str, *, self_test: SelfTest) -> str:
     Raises:
         DeviceError: There is no previous release, it is damaged, or its self-test failed; nothing changed then.
     """
-    if not (root / name / "releases").is_dir():
-        known = ", ".join(row.name for row in status(root)) or "nothing"
-        raise DeviceError(f"{name} was never deployed to {root}; there is: {known}.")
-    with _exclusive(root, name) as home:
-        current, previous = _linked(home / "current"), _linked(home / "previous")
-        if previous is None or not _is_whole(home / "releases" / previous):
-            raise DeviceError(f"{name} has no previous release in {home} to go back to. Deploy one instead.")
-        directory = home / "releases" / previous
-        manifest = _read(directory)
-        _check_digests(directory, manifest)
-        self_test(directory, manifest)
-        _switch(home / "current", previous)
-        if current is not None:
-            _switch(home / "previous", current)
-    return previous
+    check_reachable(profile)
+    digest: str = _ask(profile, "rollback", {"name": name, "root": str(root), "who": _who()}, on_step)["digest"]
+    return digest
 
 
-def status(root: Path) -> list[ReleaseStatus]:
-    """Returns what is installed, sorted by name."""
-    found = []
-    for home in sorted(path for path in root.glob("*") if (path / "releases").is_dir()):
-        current = _linked(home / "current")
-        directory = home / "releases" / str(current)
-        found.append(
-            ReleaseStatus(
-                name=home.name,
-                current=_read(directory) if current and _is_whole(directory) else None,
-                current_digest=current,
-                previous_digest=_linked(home / "previous"),
-                releases=tuple(sorted(path.name for path in (home / "releases").iterdir())),
-            )
-        )
-    return found
+def status(profile: DeviceProfile, root: Path) -> tuple[str, list[ReleaseStatus]]:
+    """Returns the absolute root on the device, and what is installed there, sorted by name."""
+    check_reachable(profile)
+    answer = _ask(profile, "releases", {"root": str(root)}, None)
+    names = [each.name for each in fields(ReleaseStatus)]
+    rows = [{name: row[name] for name in names} for row in answer["releases"]]
+    for row in rows:
+        row |= {"releases": tuple(row["releases"]), "history": tuple(row["history"])}
+    return answer["root"], [ReleaseStatus(**row) for row in rows]
 
 
-@contextmanager
-def _exclusive(root: Path, name: str) -> Iterator[Path]:
-    """Holds the releases of one name; turns operating-system errors into `DeviceError`."""
-    home = root / name
+def set_trust(
+    profile: DeviceProfile,
+    root: Path,
+    *,
+    allowed_signers: Path | None = None,
+    revoked_keys: Path | None = None,
+    allow_unsigned: bool | None = None,
+    keep: int | None = None,
+) -> dict[str, Any]:
+    """Tells a device whom to take releases from; None leaves what is set there.
+
+    Args:
+        profile: The device.
+        root: Directory of all its releases.
+        allowed_signers: See ALLOWED SIGNERS in ssh-keygen(1).
+        revoked_keys: A key revocation list, or public keys.
+        allow_unsigned: Whether it takes releases that nobody signed.
+        keep: How many releases of one name it keeps, at least those in use and before.
+
+    Returns:
+        `settings` as they are now, and the number of `signers`.
+
+    Raises:
+        DeviceError: A file can't be read, or the device can't be used.
+    """
+    check_reachable(profile)
+    params: dict[str, Any] = {"root": str(root), "allow_unsigned": allow_unsigned, "keep": keep}
+    for key, path in (("allowed_signers", allowed_signers), ("revoked_keys", revoked_keys)):
+        if path is not None:
+            try:
+                params[key] = base64.b64encode(path.read_bytes()).decode()
+            except OSError as error:
+                raise ProfileError(f"{path} can't be read: {error.strerror or error}") from error
+    return _ask(profile, "trust", params, None)
+
+
+def _ask(profile: DeviceProfile, method: str, params: Mapping[str, Any], on_step: OnStep | None) -> dict[str, Any]:
+    def on_event(event: dict[str, Any]) -> None:
+        if on_step is not None and "step" in event:
+            on_step(event["step"])
+
+    with open_transport(profile).start_agent() as agent:
+        answer: dict[str, Any] = agent.request(method, params, timeout_s=_TIMEOUT_S, on_event=on_event)
+    if "refused" in answer:
+        kind = _ERRORS.get(answer["kind"], ReleaseRefusedError)
+        at = f" at the step '{answer['step']}'" if answer["step"] else ""
+        raise kind(f"{profile.name} refuses{at}: {answer['refused']}.")
+    return answer
+
+
+def _allow_unsigned_here(root: Path) -> None:
+    """On this machine the one who deploys is the one who would sign, unless a setting says otherwise.
+
+    It is written down, so that it can be seen and taken back.
+    """
+    directory = root / TRUST_DIRECTORY
+    if (directory / SETTINGS).exists() or (directory / ALLOWED_SIGNERS).exists():
+        return
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / ".lock"):
-            yield home
+        directory.mkdir(parents=True, exist_ok=True)
+        written = directory / f"{SETTINGS}.{os.getpid()}"
+        written.write_text('{"allow_unsigned": true, "keep": 5}\n', encoding="utf-8")
+        written.replace(directory / SETTINGS)
     except OSError as error:
         raise DeviceError(
-            f"The releases in {home} can't be written: {error}. Free some space or mend its permissions; the "
-            f"release that was in use is in use still."
+            f"The releases in {root} can't be written: {error}. Free some space or mend its permissions; the release "
+            f"that was in use is in use still."
         ) from error
 
 
-def _linked(link: Path) -> str | None:
-    return link.readlink().name if link.is_symlink() else None
-
-
-def _switch(link: Path, digest: str) -> None:
-    """Points a link at a release by one rename."""
-    temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(Path("releases") / digest)
-    temporary.replace(link)
-    _sync(link.parent)
-
-
-def _is_whole(directory: Path) -> bool:
+def _who() -> str:
     try:
-        _check_digests(directory, _read(directory))
-    except DeviceError:
-        return False
-    return True
-
-
-def _read(directory: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((directory / RELEASE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"{directory} holds no release: {error}.") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise DeviceError(f"{directory / RELEASE_FILE} is no manifest of a release.")
-    return manifest
-
-
-def _check_digests(directory: Path, manifest: Mapping[str, Any]) -> None:
-    for name, expected in manifest["files"].items():
-        try:
-            with (directory / name).open("rb") as stream:
-                actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise DeviceError(f"{name} is missing from the release in {directory}: {error}.") from error
-        if actual != expected:
-            raise DeviceError(
-                f"{name} of the release in {directory} has SHA-256 {actual[:12]}…, not {expected[:12]}… as its "
-                f"manifest states. Deploy again."
-            )
-
-
-def _copy_durably(source: Path, target: Path) -> None:
-    with source.open("rb") as reading, target.open("wb") as writing:
-        shutil.copyfileobj(reading, writing)
-        writing.flush()
-        os.fsync(writing.fileno())
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = f"user {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

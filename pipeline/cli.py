@@ -327,31 +327,246 @@ def report_command(recipe_path: Path, overrides: tuple[str, ...], runs: Path, as
         _print_report(report, runs / name)
 
 
-@command(main, "deploy")
+_SIGN = click.option(
+    "--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="Sign the bundle with this OpenSSH key."
+)
+
+
+@command(main, "package")
 @_RECIPE
 @_DEVICE
-@_ROOT
+@click.option("--artifact", metavar="LABEL", help="Instead of the one selected, such as litert/int8.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="[default: runs/NAME/NAME-DEVICE.edgeship]")
+@_SIGN
 @_SET
 @_STORE
 @_SHARED_STORE
 @_RUNS
 @_JSON
-def deploy_command(
+def package_command(
     recipe_path: Path,
     device_name: str,
-    root: Path,
+    artifact: str | None,
+    out: Path | None,
+    key: Path | None,
     overrides: tuple[str, ...],
     store: Path,
     shared_store: str | None,
     runs: Path,
     as_json: bool,
 ) -> None:
-    """Put the model that RECIPE selects for a device onto it, after a self-test; the device must be local."""
+    """Write the bundle of RECIPE for a device: one file with the model and all that a release needs."""
+    from pipeline.packaging import SUFFIX, package
+
+    result = _run_for_device(recipe_path, device_name, overrides, store, shared_store, runs)
+    name = result.recipe.name
+    out = out or runs / name / f"{name}-{result.profiles[0].name}{SUFFIX}"
+    made = package(result, result.profiles[0], out, label=artifact, key=key)
+    if as_json:
+        found = {"path": str(made.path), "digest": made.digest, "signed": made.signed, "release": made.manifest}
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"{made.path}: {name} ({made.manifest['target']} {made.manifest['precision']}), release {made.digest}, "
+               f"{made.path.stat().st_size / 2**20:.1f} MiB, {'signed' if made.signed else 'not signed'}")  # fmt: skip
+
+
+@command(main, "deploy")
+@click.argument("source", metavar="RECIPE|BUNDLE", type=click.Path(path_type=Path))
+@_DEVICE
+@_ROOT
+@_SIGN
+@click.option("--dry-run", is_flag=True, help="Do everything on the device but the switch, and leave nothing there.")
+@_SET
+@_STORE
+@_SHARED_STORE
+@_RUNS
+@_JSON
+def deploy_command(
+    source: Path,
+    device_name: str,
+    root: Path,
+    key: Path | None,
+    dry_run: bool,
+    overrides: tuple[str, ...],
+    store: Path,
+    shared_store: str | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Put a bundle, or the model that RECIPE selects, onto a device, which checks and tests it before it switches."""
     import tempfile
 
     from devices.profile import load_profile
-    from pipeline.deployment import check_reachable, deploy
-    from pipeline.errors import InputError
+    from devices.release import check_reachable
+    from pipeline.deployment import deploy, deploy_bundle
+    from pipeline.packaging import SUFFIX
+
+    profile = load_profile(device_name)
+    check_reachable(profile)
+    place = _root_on(profile, root)
+
+    def on_step(step: str) -> None:
+        click.echo(f"{profile.name}: {step}", err=True)
+
+    if source.suffix == SUFFIX:
+        if key or overrides:
+            raise _input_error(f"{source} is a bundle already: --sign and --set belong to `edgeship package`.")
+        deployed = deploy_bundle(source, profile, place, dry_run=dry_run, on_step=on_step)
+    else:
+        result = _run_for_device(source, device_name, overrides, store, shared_store, runs)
+        with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+            deployed = deploy(result, profile, place, Path(scratch), key=key, dry_run=dry_run, on_step=on_step)
+    if as_json:
+        click.echo(json.dumps(deployed, indent=2))
+        return
+    release = deployed["release"]
+    verb = "Deployed" if deployed["changed"] else "Would deploy" if dry_run else "Already in use:"
+    by = f", signed by {deployed['signed_by']}" if deployed["signed_by"] else ""
+    click.echo(f"{verb} {release['name']} ({release['target']} {release['precision']}{by}) in "
+               f"{place / release['name']}/current")  # fmt: skip
+
+
+@command(main, "status")
+@_DEVICE
+@_ROOT
+@click.option("--history", is_flag=True, help="What was done: when, by whom, and why it failed.")
+@_JSON
+def status_command(device_name: str, root: Path, history: bool, as_json: bool) -> None:
+    """Show which releases are in use on a device."""
+    from dataclasses import asdict
+
+    from devices.profile import load_profile
+    from devices.release import status
+
+    profile = load_profile(device_name)
+    place, found = status(profile, _root_on(profile, root))
+    rows = [asdict(row) for row in found]
+    if as_json:
+        click.echo(json.dumps({"root": place, "releases": rows}, indent=2))
+        return
+    cells = [
+        (row["name"], "-" if row["current"] is None else f"{row['current']['target']} {row['current']['precision']}",
+         row["current_digest"] or "-", row["previous_digest"] or "-", str(len(row["releases"]))) for row in rows
+    ]  # fmt: skip
+    _print_table(place, ("name", "in use", "current", "previous", "kept"), cells)
+    for row in rows if history else ():
+        done = [
+            (each.get("when", "-"), each.get("action", "-"), each.get("digest", "-"), each.get("who", "-"),
+             each.get("result", "-"), each.get("reason", "")) for each in row["history"]
+        ]  # fmt: skip
+        _print_table(row["name"], ("when", "what", "release", "who", "result", "why"), done)
+
+
+@command(main, "rollback")
+@click.argument("name")
+@_DEVICE
+@_ROOT
+@_JSON
+def rollback_command(name: str, device_name: str, root: Path, as_json: bool) -> None:
+    """Go back to the previous release of NAME on a device, after its self-test."""
+    from devices.profile import load_profile
+    from devices.release import rollback
+
+    profile = load_profile(device_name)
+    digest = rollback(profile, _root_on(profile, root), name)
+    if as_json:
+        click.echo(json.dumps({"name": name, "current": digest}, indent=2))
+        return
+    click.echo(f"{name} is back at release {digest}")
+
+
+@command(main, "trust")
+@_DEVICE
+@_ROOT
+@click.option("--allowed-signers", type=click.Path(path_type=Path), help="Keys to trust, see ssh-keygen(1).")
+@click.option("--revoked-keys", type=click.Path(path_type=Path), help="A key revocation list, or public keys.")
+@click.option("--allow-unsigned/--signed-only", default=None, help="Whether the device takes unsigned bundles.")
+@click.option("--keep", type=click.IntRange(2), help="How many releases of one name it keeps.")
+@_JSON
+def trust_command(
+    device_name: str,
+    root: Path,
+    allowed_signers: Path | None,
+    revoked_keys: Path | None,
+    allow_unsigned: bool | None,
+    keep: int | None,
+    as_json: bool,
+) -> None:
+    """Tell a device whose bundles to take. What is not given stays as it is."""
+    from devices.profile import load_profile
+    from devices.release import set_trust
+
+    profile = load_profile(device_name)
+    told = set_trust(
+        profile,
+        _root_on(profile, root),
+        allowed_signers=allowed_signers,
+        revoked_keys=revoked_keys,
+        allow_unsigned=allow_unsigned,
+        keep=keep,
+    )
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+        return
+    unsigned = "takes" if told["settings"]["allow_unsigned"] else "refuses"
+    click.echo(f"{profile.name} trusts the keys of {told['signers']} lines, {unsigned} unsigned bundles, and keeps "
+               f"{told['settings']['keep']} releases")  # fmt: skip
+
+
+@command(main, "verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--allowed-signers", type=click.Path(path_type=Path), help="Check the signature against these keys.")
+@click.option("--revoked-keys", type=click.Path(path_type=Path), help="Keys that count no more.")
+@click.option("--identity", metavar="NAME", help="Who must have signed, by the name in the list of signers.")
+@click.option("--self-test/--no-self-test", "tested", default=True, show_default=True, help="Run it, if possible.")
+@_JSON
+def verify_command(
+    bundle: Path,
+    allowed_signers: Path | None,
+    revoked_keys: Path | None,
+    identity: str | None,
+    tested: bool,
+    as_json: bool,
+) -> None:
+    """Check a bundle: its structure, every digest, who signed it, and what it answers on this machine."""
+    from devices import bundle_signing
+    from pipeline import packaging
+
+    if allowed_signers is None and (identity or revoked_keys):
+        raise _input_error("--identity and --revoked-keys need --allowed-signers, the list that keys are looked up in.")
+    found = packaging.read(bundle)
+    signer = None
+    if allowed_signers is not None:
+        signer = bundle_signing.check(
+            found.text, found.signature, allowed_signers, revoked_keys=revoked_keys, identity=identity
+        )
+    measured = packaging.self_test(bundle, found) if tested else {"skipped": "as asked"}
+    manifest = found.manifest
+    if as_json:
+        told = {"digest": found.digest, "signed": found.signature is not None, "signed_by": signer,
+                "self_test": measured, "release": manifest}  # fmt: skip
+        click.echo(json.dumps(told, indent=2))
+        return
+    signed = f"signed by {signer}" if signer else "not signed" if found.signature is None else "signature not checked"
+    answer = f"not tested: {measured['skipped']}" if "skipped" in measured else "it answers as it should here"
+    click.echo(f"{bundle}: {manifest['name']} ({manifest['target']} {manifest['precision']}), release {found.digest}, "
+               f"{len(found.members)} files whole, {signed}, {answer}")  # fmt: skip
+
+
+def _root_on(profile: Any, root: Path) -> Path:
+    """Where the releases are; `~` of another device is the home there."""
+    return root.expanduser().absolute() if profile.transport.kind == "local" else root
+
+
+def _run_for_device(
+    recipe_path: Path,
+    device_name: str,
+    overrides: tuple[str, ...],
+    store: Path,
+    shared_store: str | None,
+    runs: Path,
+) -> Any:
+    """Runs what is missing of one recipe for one device, and writes its report."""
     from pipeline.recipe import load_recipes
     from pipeline.remote_store import open_store
     from pipeline.report import report_of
@@ -360,65 +575,19 @@ def deploy_command(
 
     recipes = load_recipes(recipe_path, overrides)
     if len(recipes) != 1:
-        raise InputError(f"{recipe_path} stands for {len(recipes)} recipes; deploy takes one. Choose with --set.")
-    check_reachable(load_profile(device_name))
+        raise _input_error(f"{recipe_path} stands for {len(recipes)} recipes; give one. Choose with --set.")
     artifact_store = open_store(store, shared_store)
     with _watched(recipes[0], runs) as tracking:
         result = run_recipe(recipes[0], artifact_store, devices=[device_name], tell=tracking.tell)
         if result.trained_along:
-            raise InputError(
-                f"This process trained {recipes[0].name} along with others, and process 0 has the network. Deploy "
+            raise _input_error(
+                f"This process trained {recipes[0].name} along with others, and process 0 has the network. Do this "
                 f"where process 0 runs, or without EDGESHIP_PROCESS in the environment."
             )
         report = report_of(result)
         write_run_directory(runs / recipes[0].name, result, report, artifact_store)
         tracking.finish(result, report)
-    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-        deployed = deploy(result, result.profiles[0], root.expanduser(), Path(scratch))
-    if as_json:
-        click.echo(json.dumps(deployed, indent=2))
-        return
-    release = deployed["release"]
-    verb = "Deployed" if deployed["changed"] else "Already in use:"
-    home = root.expanduser() / release["name"]
-    click.echo(f"{verb} {release['name']} ({release['target']} {release['precision']}) in {home}/current")
-
-
-@command(main, "status")
-@_ROOT
-@_JSON
-def status_command(root: Path, as_json: bool) -> None:
-    """Show which releases are in use on this machine."""
-    from dataclasses import asdict
-
-    from devices.release import status
-
-    rows = [asdict(row) for row in status(root.expanduser())]
-    if as_json:
-        click.echo(json.dumps({"root": str(root.expanduser()), "releases": rows}, indent=2))
-        return
-    cells = [
-        (row["name"], "-" if row["current"] is None else f"{row['current']['target']} {row['current']['precision']}",
-         row["current_digest"] or "-", row["previous_digest"] or "-", str(len(row["releases"]))) for row in rows
-    ]  # fmt: skip
-    _print_table(str(root.expanduser()), ("name", "in use", "current", "previous", "kept"), cells)
-
-
-@command(main, "rollback")
-@click.argument("name")
-@_ROOT
-@_JSON
-def rollback_command(name: str, root: Path, as_json: bool) -> None:
-    """Go back to the previous release of NAME on this machine, after its self-test."""
-    from devices.profile import load_profile
-    from devices.release import rollback
-    from pipeline.deployment import self_test_on
-
-    digest = rollback(root.expanduser(), name, self_test=self_test_on(load_profile("local")))
-    if as_json:
-        click.echo(json.dumps({"name": name, "current": digest}, indent=2))
-        return
-    click.echo(f"{name} is back at release {digest}")
+    return result
 
 
 @command(main, "bench-int8")

@@ -14,6 +14,7 @@ from typing import Any
 
 from .agent import BoardAgent
 from .jsonlines import Lifeline, serve
+from .release_requests import release_handlers
 
 COMMANDS = ("infer", "serve", "unit", "-h", "--help")
 
@@ -41,7 +42,7 @@ def main(root: str = "") -> None:
         signal.signal(signal.SIGTERM, end)
 
     agent = BoardAgent(root=root, on_governor=stay)
-    serve(agent.handlers(), at_end=agent.close, lifeline=lifeline)
+    serve({**agent.handlers(), **release_handlers()}, at_end=agent.close, lifeline=lifeline)
 
 
 if __name__ == "__main__":

@@ -243,12 +243,12 @@ def test_the_watchdog_hears_of_a_hanging_model(tmp_path: Path, gate: Gate) -> No
 
 
 def test_several_models(tmp_path: Path) -> None:
-    put_fake(tmp_path / "root", tmp_path, seed=3, name="other one")
+    put_fake(tmp_path / "root", tmp_path, seed=3, name="other-one")
     with running(tmp_path) as service:
-        assert [model.name for model in service.models] == [NAME, "other one"]
-        status, found = ask(service, "GET", "/v2/models/other%20one", None)
-        assert (status, found["name"]) == (200, "other one")
-    with running(tmp_path, names=["other one"]) as service:
+        assert [model.name for model in service.models] == [NAME, "other-one"]
+        status, found = ask(service, "GET", "/v2/models/other%2Done", None)
+        assert (status, found["name"]) == (200, "other-one")
+    with running(tmp_path, names=["other-one"]) as service:
         assert ask(service)[0] == 404
 
 

@@ -1,0 +1,319 @@
+"""Installs a bundle on the board it runs on, step by step, and goes back to the release before.
+
+Whatever ends an installation, before or after any of its steps, `current` names a whole release that passed its
+self-test: the old one or the new one. See `release_home` for the layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import platform
+import shutil
+import sys
+from typing import Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional
+
+from .bundle import MANIFEST, SIGNATURE, Bundle, blocks_of, read_bundle
+from .bundle_signature import check_signature, read_settings
+from .release_disk import Disk
+from .release_errors import FailedTest, NoRoom, Refusal, Unfit
+from .release_home import Home, hold_home, is_whole, list_releases, now_text, read_release, status
+from .release_test import run_self_test
+from .storage import FULL, free_bytes
+
+STEPS = (
+    "read",
+    "signature",
+    "fit",
+    "lock",
+    "recover",
+    "space",
+    "begin",
+    "unpack",
+    "sync",
+    "self-test",
+    "budget",
+    "publish",
+    "announce",
+    "switch",
+    "previous",
+    "record",
+    "prune",
+    "done",
+)
+"""What an installation goes through, in this order; `on_step` is called before each."""
+
+RESERVE_BYTES = 4 * 2**20
+"""So much of the storage stays free."""
+
+SelfTest = Callable[[str, Mapping[str, Any]], Dict[str, Any]]
+"""Takes a release's directory and its manifest; returns what was measured, or raises `Refusal`."""
+
+
+class Installer:
+    """Installs, and goes back.
+
+    Args:
+        root: Directory of all releases of this board.
+        who: Asked for it, for the history.
+        on_step: Called before each of `STEPS`.
+        self_test: Stands in for the runtime.
+        disk: Does what is to be done to files.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        who: str,
+        on_step: Optional[Callable[[str], None]] = None,
+        self_test: SelfTest = run_self_test,
+        disk: Optional[Disk] = None,
+    ) -> None:
+        self._root = os.path.abspath(os.path.expanduser(root))
+        self._who, self._self_test, self._disk = who, self_test, disk or Disk()
+        self._on_step = on_step
+        self._step = ""
+
+    def install(self, path: str, *, dry_run: bool = False) -> Dict[str, Any]:
+        """Installs a bundle and makes it the release in use.
+
+        Args:
+            path: Of the bundle.
+            dry_run: Do everything but the switch, and leave nothing behind.
+
+        Returns:
+            `changed` (False where it was in use already), `name`, `digest`, `signed_by` and `measured`.
+
+        Raises:
+            Refusal: The release in use is what it was before.
+        """
+        with self._explained(), open(path, "rb") as stream:
+            self._at("read")
+            bundle = read_bundle(stream)
+            with self._noted_where_known(bundle):
+                self._at("signature")
+                signer = check_signature(self._root, bundle.text, bundle.signature)
+                self._at("fit")
+                _check_fit(bundle.manifest)
+            answer = {"name": bundle.manifest["name"], "digest": bundle.digest, "signed_by": signer}
+            self._at("lock")
+            if dry_run:
+                return {**answer, "changed": False, "measured": self._try(stream, bundle)}
+            with hold_home(self._root, bundle.manifest["name"], self._disk) as home:
+                self._at("recover")
+                home.recover()
+                whole = is_whole(home.release(bundle.digest))
+                if whole and home.current == bundle.digest:
+                    return {**answer, "changed": False, "measured": None}
+                measured = self._install(home, stream, bundle, signer, whole)
+        return {**answer, "changed": True, "measured": measured}
+
+    def rollback(self, name: str) -> Dict[str, Any]:
+        """Makes the release before the one in use again, and the one in use the one before.
+
+        Returns:
+            `name` and `digest` of the release now in use.
+
+        Raises:
+            Refusal: There is none, it is damaged, it is not trusted any more, or it fails its self-test.
+        """
+        with self._explained():
+            if os.path.basename(name) != name or not list_releases(os.path.join(self._root, name)):
+                known = ", ".join(row["name"] for row in status(self._root)) or "nothing"
+                raise Refusal(f"{name} was never deployed to {self._root}; there is: {known}")
+            self._at("lock")
+            with hold_home(self._root, name, self._disk) as home:
+                self._at("recover")
+                home.recover()
+                digest = home.previous
+                if digest is None or not is_whole(home.release(digest)):
+                    raise Refusal(f"{name} has no previous release in {home.path} to go back to; deploy one instead")
+                directory = home.release(digest)
+                manifest, text = read_release(directory)
+                self._at("signature")
+                signer = check_signature(self._root, text, _stored_signature(directory))
+                task = self._task("rollback", digest, home.current, signer)
+                with self._noted(home, task):
+                    self._at("begin")
+                    home.begin(task)
+                    self._at("self-test")
+                    measured = self._self_test(directory, manifest)
+                    self._switch(home, task, measured)
+        return {"name": name, "digest": digest, "measured": measured}
+
+    def _install(
+        self, home: Home, stream: BinaryIO, bundle: Bundle, signer: Optional[str], whole: bool
+    ) -> Dict[str, Any]:
+        incoming = home.release(bundle.digest) if whole else home.inside("incoming")
+        task = self._task("install", bundle.digest, home.current, signer)
+        with self._noted(home, task):
+            keep = read_settings(self._root)["keep"]
+            self._at("space")
+            _check_room(self._root, 0 if whole else bundle.num_bytes)
+            self._at("begin")
+            home.begin(task)
+            if not whole:
+                self._at("unpack")
+                _unpack(self._disk, stream, bundle, incoming)
+                self._at("sync")
+                self._disk.sync_directory(incoming)
+            self._at("self-test")
+            measured = self._self_test(incoming, bundle.manifest)
+            self._at("budget")
+            _check_budget(bundle.manifest, measured)
+            if not whole:
+                self._at("publish")
+                home.publish(incoming, bundle.digest)
+            self._switch(home, task, measured)
+        self._at("prune")
+        with contextlib.suppress(OSError):  # the release is in use; what is old is removed the next time
+            home.prune(keep)
+        self._at("done")
+        return measured
+
+    def _switch(self, home: Home, task: Dict[str, Any], measured: Dict[str, Any]) -> None:
+        """One rename, between two notes that let an interrupted one be finished."""
+        self._at("announce")
+        home.begin({**task, "switching": True, "measured": measured})
+        self._at("switch")
+        try:
+            home.switch("current", task["digest"])
+        except OSError:
+            if home.current != task["digest"]:
+                raise
+            # The rename was done and could not be made to last: whichever comes back is whole.
+        with contextlib.suppress(OSError):  # it is in use; the state file lets the next one finish the rest
+            self._at("previous")
+            home.point_previous_at(task["from"])
+            self._at("record")
+            home.end(result="done")
+
+    def _try(self, stream: BinaryIO, bundle: Bundle) -> Dict[str, Any]:
+        """All but the switch, in a directory that is removed; nothing of the board's state is written."""
+        self._at("space")
+        os.makedirs(self._root, exist_ok=True)
+        for old in glob.glob(os.path.join(glob.escape(self._root), ".dry-run-*")):
+            if not os.path.exists(f"/proc/{old.rpartition('-')[2]}"):  # it was killed
+                shutil.rmtree(old, ignore_errors=True)
+        _check_room(self._root, bundle.num_bytes)
+        directory = os.path.join(self._root, f".dry-run-{os.getpid()}")
+        try:
+            self._at("unpack")
+            _unpack(self._disk, stream, bundle, directory)
+            self._at("self-test")
+            measured = self._self_test(directory, bundle.manifest)
+            self._at("budget")
+            _check_budget(bundle.manifest, measured)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return measured
+
+    def _task(self, action: str, digest: str, before: Optional[str], signer: Optional[str]) -> Dict[str, Any]:
+        return {
+            "action": action,
+            "digest": digest,
+            "from": before,
+            "who": self._who,
+            "signed_by": signer,
+            "when": now_text(),
+        }
+
+    def _at(self, step: str) -> None:
+        self._step = step
+        if self._on_step is not None:
+            self._on_step(step)
+
+    @contextlib.contextmanager
+    def _noted(self, home: Home, task: Dict[str, Any]) -> Iterator[None]:
+        """Notes a failure in the history, and removes what was unpacked."""
+        try:
+            yield
+        except (Refusal, OSError) as error:
+            with contextlib.suppress(OSError):
+                self._disk.remove(home.inside("incoming"))
+                home.end(**task, result="refused", step=self._step, reason=str(error)[:1000])
+            raise
+
+    @contextlib.contextmanager
+    def _noted_where_known(self, bundle: Bundle) -> Iterator[None]:
+        """Notes a refusal where releases of that name are installed; a bundle nobody trusts makes no directory."""
+        try:
+            yield
+        except Refusal as error:
+            name = bundle.manifest["name"]
+            if list_releases(os.path.join(self._root, name)):
+                with contextlib.suppress(OSError), hold_home(self._root, name, self._disk) as home:
+                    home.recover()
+                    task = self._task("install", bundle.digest, home.current, None)
+                    home.end(**task, result="refused", step=self._step, reason=str(error)[:1000])
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says of an error of the system what it means for the release."""
+        try:
+            yield
+        except Refusal as error:
+            error.step = error.step or self._step
+            raise
+        except OSError as error:
+            reason = NoRoom if error.errno in FULL else Refusal
+            hint = "its storage is read-only" if error.errno == errno.EROFS else "free some space or mend permissions"
+            refusal = reason(
+                f"the releases in {self._root} can't be written: {error}; {hint}. The release that was in use is in "
+                "use still"
+            )
+            refusal.step = self._step
+            raise refusal from error
+
+
+def _check_fit(manifest: Mapping[str, Any]) -> None:
+    wanted = manifest.get("requires", {}).get("architecture")
+    told = platform.machine()
+    if sys.maxsize < 2**32:  # a 32-bit system on a 64-bit kernel: what counts is what Python can load
+        told = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(told, told)
+    if wanted is not None and wanted != told:
+        raise Unfit(
+            f"the bundle is for {wanted}, and this board is {told}: make one for this board with "
+            "`edgeship package --device`"
+        )
+
+
+def _check_room(root: str, size: int) -> None:
+    free = free_bytes(root)
+    if size + RESERVE_BYTES > free:
+        raise NoRoom(
+            f"the release takes {size / 2**20:.1f} MiB and {RESERVE_BYTES / 2**20:.0f} MiB must stay free, but only "
+            f"{free / 2**20:.1f} MiB are"
+        )
+
+
+def _unpack(disk: Disk, stream: BinaryIO, bundle: Bundle, directory: str) -> None:
+    """Writes all files, whose names `read_bundle` has checked; each digest is compared on the way."""
+    disk.mkdir(directory)
+    for member in bundle.members:
+        blocks = blocks_of(stream, member, bundle.manifest["files"][member.name])
+        disk.write(os.path.join(directory, member.name), blocks)
+    if bundle.signature is not None:
+        disk.write(os.path.join(directory, SIGNATURE), [bundle.signature])
+    disk.write(os.path.join(directory, MANIFEST), [bundle.text])
+
+
+def _stored_signature(directory: str) -> Optional[bytes]:
+    try:
+        with open(os.path.join(directory, SIGNATURE), "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def _check_budget(manifest: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    for key, limit in (manifest.get("budget") or {}).items():
+        if limit is not None and not measured[key] <= limit:
+            raise FailedTest(
+                f"{key} is {measured[key]:.3f} on this board, and the budget allows {limit:g}; the release in use was "
+                "not changed"
+            )

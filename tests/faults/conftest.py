@@ -1,0 +1,61 @@
+"""Counts what was broken and what survived it: `N faults, N survived` is the last line."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.bundles import make_bundle, make_key, signer_line, trust
+from tests.faults.board import Board
+
+
+@dataclass
+class Counter:
+    faults: int = 0
+    survived: int = 0
+
+    @contextlib.contextmanager
+    def fault(self) -> Iterator[None]:
+        """One fault and all that is checked after it."""
+        self.faults += 1
+        yield
+        self.survived += 1
+
+
+_COUNTER = Counter()
+
+
+@pytest.fixture
+def fault() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    return _COUNTER.fault
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    """A board with an old release in use, and a bundle of a new one."""
+    root = trust(tmp_path / "root", allow_unsigned=True)
+    board = Board(root, make_bundle(tmp_path / "old", 1), make_bundle(tmp_path / "new", 2))
+    board.install(board.old)
+    return board
+
+
+@pytest.fixture
+def signed_board(tmp_path: Path) -> Board:
+    """The same, and it takes signed bundles only."""
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh-keygen on this machine")
+    key = make_key(tmp_path / "key")
+    root = trust(tmp_path / "root", signers=signer_line(key))
+    board = Board(root, make_bundle(tmp_path / "old", 1, key=key), make_bundle(tmp_path / "new", 2, key=key))
+    board.install(board.old)
+    return board
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _COUNTER.faults:
+        config.get_terminal_writer().line(f"{_COUNTER.faults} faults, {_COUNTER.survived} survived")
