@@ -108,7 +108,7 @@ def _goal(rows: Sequence[Row], limit: float) -> list[str]:
         f"A drop of at most {points}, and a calibration error at most {points} above that of float32. As numbers, the",
         f"first holds in {len(rows) - len(broken)} of {len(rows)} rows, the second in {len(rows) - len(worse)}, and",
         f"without bins (smooth) in {len(rows) - len(rougher)}.",
-        "It does not hold here:" if broken or worse else "Whether that is more than chance is the next section.",
+        _heading(broken, worse, limit),
         "",
     ]
     for row in broken:
@@ -124,6 +124,15 @@ def _goal(rows: Sequence[Row], limit: float) -> list[str]:
             f"{_points(row['smooth_ece_change'])} ({_range(row['smooth_ece_change_interval'])})."
         )
     return lines if broken or worse else lines[:-1]
+
+
+def _heading(broken: Sequence[Row], worse: Sequence[Row], limit: float) -> str:
+    if not broken and not worse:
+        return "Whether that is more than chance is the next section."
+    lows = [row["drop_interval"][0] for row in broken] + [row["ece_change_interval"][0] for row in worse]
+    if max(lows) > limit:
+        return "It does not hold here:"
+    return "None is shown to be beyond the limit. As numbers these are:"
 
 
 def _certainty(interval: Sequence[float], limit: float) -> str:
