@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,15 +34,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def regenerate(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--regenerate"))
-
-
-@pytest.fixture(autouse=True)
-def logging_level() -> Iterator[None]:
-    """Converters that run in a test's own process silence all logging; other tests look at what is logged."""
-    root = logging.getLogger()
-    before = root.level
-    yield
-    root.setLevel(before)
 
 
 @dataclass(frozen=True)
