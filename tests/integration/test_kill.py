@@ -198,6 +198,7 @@ def start_slow(place: Any, stage: str, mark: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow  # each takes seven seconds, all of them most of a minute
 @pytest.mark.parametrize("stage", ["data", "train", "export"])
 def test_the_run_is_killed_while_its_child_is_at_work(
     finished: Any, expected: dict[str, str], mark: str, stage: str
@@ -258,6 +259,7 @@ MOMENTS = (
 )
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.id)
 def test_the_run_is_killed_while_it_publishes(
     finished: Any, expected: dict[str, str], mark: str, moment: Moment

@@ -191,6 +191,7 @@ def test_scale_to_a_budget() -> None:
     assert f"{member['multiply_adds']:,}" in printed
 
 
+@pytest.mark.slow
 def test_save_writes_a_file_that_keras_loads(tmp_path: Path) -> None:
     import keras
     import numpy as np
