@@ -7,6 +7,7 @@ The device does the work and decides: `devices.board.release_install` checks, te
 from __future__ import annotations
 
 import base64
+import contextlib
 import getpass
 import os
 import socket
@@ -98,12 +99,17 @@ def install(
     """
     check_reachable(profile)
     local = profile.transport.kind == "local"
-    if local and not dry_run:
-        _allow_unsigned_here(root)
     transport = open_transport(profile)
     path = transport.put(str(bundle))
     params = {"bundle": path, "root": str(root), "who": _who(), "dry_run": dry_run, "discard": not local}
-    return _ask(profile, "install", params, on_step)
+    is_new = local and not _is_set_up(root)
+    if is_new:
+        _allow_unsigned_here(root)
+    try:
+        return _ask(profile, "install", params, on_step)
+    finally:
+        if is_new and dry_run:
+            _forget_setup(root)
 
 
 def rollback(profile: DeviceProfile, root: Path, name: str, *, on_step: OnStep | None = None) -> str:
@@ -140,7 +146,7 @@ def set_trust(
     allow_unsigned: bool | None = None,
     keep: int | None = None,
 ) -> dict[str, Any]:
-    """Tells a device whom to take releases from; None leaves what is set there.
+    """Tells a device whom to take releases from; None leaves what is set there, and nothing but None only asks.
 
     Args:
         profile: The device.
@@ -164,7 +170,14 @@ def set_trust(
                 params[key] = base64.b64encode(path.read_bytes()).decode()
             except OSError as error:
                 raise ProfileError(f"{path} can't be read: {error.strerror or error}") from error
-    return _ask(profile, "trust", params, None)
+    # On this machine unsigned bundles are taken until somebody says whom to trust; other settings don't change that.
+    unsaid = profile.transport.kind == "local" and allow_unsigned is None and allowed_signers is None
+    if unsaid and not (revoked_keys is None and keep is None):
+        _allow_unsigned_here(root)
+    told = _ask(profile, "trust", params, None)
+    if unsaid and not _is_set_up(root):
+        told["settings"]["allow_unsigned"] = True
+    return told
 
 
 def _ask(profile: DeviceProfile, method: str, params: Mapping[str, Any], on_step: OnStep | None) -> dict[str, Any]:
@@ -187,7 +200,7 @@ def _allow_unsigned_here(root: Path) -> None:
     It is written down, so that it can be seen and taken back.
     """
     directory = root / TRUST_DIRECTORY
-    if (directory / SETTINGS).exists() or (directory / ALLOWED_SIGNERS).exists():
+    if _is_set_up(root):
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -199,6 +212,18 @@ def _allow_unsigned_here(root: Path) -> None:
             f"The releases in {root} can't be written: {error}. Free some space or mend its permissions; the release "
             f"that was in use is in use still."
         ) from error
+
+
+def _forget_setup(root: Path) -> None:
+    """Removes what `_allow_unsigned_here` wrote, for a trial that is to leave nothing."""
+    (root / TRUST_DIRECTORY / SETTINGS).unlink(missing_ok=True)
+    for directory in (root / TRUST_DIRECTORY, root):
+        with contextlib.suppress(OSError):  # it holds something else
+            directory.rmdir()
+
+
+def _is_set_up(root: Path) -> bool:
+    return any((root / TRUST_DIRECTORY / name).exists() for name in (SETTINGS, ALLOWED_SIGNERS))
 
 
 def _who() -> str:

@@ -492,9 +492,10 @@ def trust_command(
     keep: int | None,
     as_json: bool,
 ) -> None:
-    """Tell a device whose bundles to take. What is not given stays as it is."""
+    """Tell a device whose bundles to take. What is not given stays as it is; given nothing, it says what is set."""
     from devices.profile import load_profile
     from devices.release import set_trust
+    from devices.wording import counted
 
     profile = load_profile(device_name)
     told = set_trust(
@@ -509,8 +510,8 @@ def trust_command(
         click.echo(json.dumps(told, indent=2))
         return
     unsigned = "takes" if told["settings"]["allow_unsigned"] else "refuses"
-    click.echo(f"{profile.name} trusts the keys of {told['signers']} lines, {unsigned} unsigned bundles, and keeps "
-               f"{told['settings']['keep']} releases")  # fmt: skip
+    click.echo(f"{profile.name} trusts {counted(told['signers'], 'key')}, {unsigned} unsigned bundles, and keeps "
+               f"{counted(told['settings']['keep'], 'release')} of each name.")  # fmt: skip
 
 
 @command(main, "verify")

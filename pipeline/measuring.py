@@ -205,18 +205,24 @@ def comparison_rows(
         raise InputError(f"There are no results of a commit {base_commit}; {there}. Give one of these as --base.")
     return [
         {
-            "case": newest.case.id,
-            "device": newest.device,
-            "time": newest.time,
-            "base_time": base.time,
-            "commit": newest.commit,
-            "base_commit": base.commit,
-            "same_file": newest.case.sha256 == base.case.sha256,
+            **_beside(newest, base),
             **found.model_dump(mode="json", exclude={"case", "baseline", "session_ratios"}),
         }
         for newest, base, found in compare_results(records, base_commit=base_commit)
         if every or newest.run == records[-1].run
     ]
+
+
+def _beside(newest: ResultRecord, base: ResultRecord) -> dict[str, Any]:
+    return {
+        "case": newest.case.id,
+        "device": newest.device,
+        "time": newest.time,
+        "base_time": base.time,
+        "commit": newest.commit,
+        "base_commit": base.commit,
+        "same_file": newest.case.sha256 == base.case.sha256,
+    }
 
 
 def accuracy_rows(
@@ -225,13 +231,7 @@ def accuracy_rows(
     """The newest accuracy of each case beside an older one of the same machine and samples, see `compare_quality`."""
     return [
         {
-            "case": newest.case.id,
-            "device": newest.device,
-            "time": newest.time,
-            "base_time": base.time,
-            "commit": newest.commit,
-            "base_commit": base.commit,
-            "same_file": newest.case.sha256 == base.case.sha256,
+            **_beside(newest, base),
             "accuracy": newest.quality and newest.quality.accuracy,
             "base_accuracy": base.quality and base.quality.accuracy,
             **found.model_dump(mode="json"),

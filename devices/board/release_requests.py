@@ -59,15 +59,16 @@ def _installer(params: Params, emit_event: EmitEvent) -> Installer:
 
 
 def _trust(params: Params) -> Params:
-    """Replaces what is given, each file by one rename, and leaves the rest as it is."""
+    """Replaces what is given, each file by one rename, and leaves the rest as it is; given nothing, it only tells."""
     directory = os.path.join(_root(params), TRUST_DIRECTORY)
-    os.makedirs(directory, exist_ok=True)
-    for name in (ALLOWED_SIGNERS, REVOKED_KEYS):
-        if params.get(name) is not None:
-            _replace(os.path.join(directory, name), base64.b64decode(params[name]))
     told = {name: params[name] for name in ("allow_unsigned", "keep") if params.get(name) is not None}
     settings = {**read_settings(_root(params)), **told}
-    _replace(os.path.join(directory, SETTINGS), json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+    written = {name: base64.b64decode(params[name]) for name in (ALLOWED_SIGNERS, REVOKED_KEYS) if name in params}
+    if told:
+        written[SETTINGS] = json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n"
+    for name, content in written.items():
+        os.makedirs(directory, exist_ok=True)
+        _replace(os.path.join(directory, name), content)
     signers = 0
     with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, ALLOWED_SIGNERS), "rb") as stream:
         signers = sum(1 for line in stream if line.strip() and not line.startswith(b"#"))

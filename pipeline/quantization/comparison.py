@@ -17,8 +17,8 @@ gets too short, and with none, where the bootstrap is a single point.
 A count of images is a coarse measure: 600 of 10,000 answers that change by chance move the drop by a quarter of a point
 either way. A network whose confidence is calibrated says more. Where float gives its own answer a probability of 0.41
 and the answer of int8 0.38, the change costs 0.03 of an image on average, whichever of them is right
-(`expected_drop`). Of 24 int8 files on the test images the two differed as chance would have it, and the standard error
-of the expected one was a tenth (`docs/results/quantization.md`).
+(`expected_drop`). In the 24 rows of `docs/results/quantization.md` the two differ on the test images as chance would
+have it, and the standard error of the expected one is a fifth to a tenth.
 """  # noqa: E501 (a table row)
 
 from __future__ import annotations

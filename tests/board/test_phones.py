@@ -41,6 +41,7 @@ from devices.transport_config import AdbTransport
 from devices.transports import open_transport, ssh_files
 from devices.transports.ssh_link import SshLink, close_links, shared_link
 from tests.adb_server import Phone, kill_adb_server, own_adb_server, run_phone
+from tests.ssh_board import wait_for
 from tests.ssh_server import SshServer, serve
 from tests.wheels import write_wheel
 
@@ -155,16 +156,6 @@ def clients(phone: Phone) -> list[str]:
         if phone.serial.encode() in b" ".join(words) and b"fork-server" not in words and b"pytest" not in words[0]:
             found.append(b" ".join(words).decode(errors="replace"))
     return found
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> bool:
-    """Whether the condition still fails after so long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def link_of(profile: DeviceProfile) -> SshLink:

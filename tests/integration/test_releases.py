@@ -206,6 +206,22 @@ def test_here(place: Place, bundles: dict[str, dict[str, Any]]) -> None:
     assert "revoked" in place.edgeship("deploy", "two.edgeship", "--root", "root", code=2).stderr
 
 
+def test_asking_whom_a_device_trusts_changes_nothing(place: Place, bundles: dict[str, dict[str, Any]]) -> None:
+    asked = place.told("trust", "--root", "fresh")
+    assert asked == {"settings": {"allow_unsigned": True, "keep": 5}, "signers": 0}
+    assert not (place.directory / "fresh" / ".board").exists()
+    kept = place.told("trust", "--root", "fresh", "--keep", "3")
+    assert kept["settings"] == {"allow_unsigned": True, "keep": 3}, "how many are kept says nothing of whom to trust"
+    place.edgeship("package", "net.yaml", "--device", "local", "-o", "here.edgeship")
+    assert place.told("deploy", "here.edgeship", "--root", "fresh", "--dry-run")["measured"]
+    assert place.told("deploy", "here.edgeship", "--root", "fresh")["changed"]
+    (place.directory / "nobody").write_text("")
+    assert place.told("trust", "--root", "fresh", "--allowed-signers", "nobody", "--signed-only")["signers"] == 0
+    assert "not signed" in place.edgeship("deploy", "here.edgeship", "--root", "fresh", code=2).stderr
+    assert place.told("deploy", "here.edgeship", "--root", "new", "--dry-run")["measured"], "as it would be deployed"
+    assert not (place.directory / "new" / ".board").exists()
+
+
 def test_an_artifact_by_name(place: Place) -> None:
     told = place.told("package", "net.yaml", "--device", "board.yaml", "--artifact", "onnxruntime/float32")
     assert Path(told["path"]) == Path("runs/own-net/own-net-board.edgeship")
