@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from .bundle_signature import TRUST_DIRECTORY
 from .release_disk import replace_file
-from .release_errors import Refusal
+from .release_errors import BadSetting, Refusal
 
 SERVICE_FILE = "service.json"
 _LONGEST_S = 600.0
@@ -62,13 +62,13 @@ def read_services(root: str) -> Dict[str, Any]:
         raise Refusal(f"the board's settings {path} can't be read: {error}; mend or remove the file") from error
     try:
         if not isinstance(told, dict) or not set(told) <= {"all", "models"}:
-            raise Refusal("expected 'all' and 'models'")
+            raise BadSetting("expected 'all' and 'models'")
         models = told.get("models") or {}
         if not isinstance(models, dict):
-            raise Refusal("'models' is no object")
+            raise BadSetting("'models' is no object")
         for section in (*models.values(), *([told["all"]] if told.get("all") is not None else [])):
             service_from(section)
-    except Refusal as refusal:
+    except BadSetting as refusal:
         raise Refusal(f"the board's settings {path} are not what is known: {refusal}; mend or remove it") from None
     return {"all": told.get("all"), "models": models}
 
@@ -96,7 +96,7 @@ def set_service(root: str, name: Optional[str], changes: Mapping[str, Any]) -> D
         As `read_services`.
 
     Raises:
-        Refusal: The service can't be like this on this board; nothing was changed.
+        BadSetting: The service can't be like this on this board; nothing was changed.
     """
     services = read_services(root)
     before = (services["all"] if name is None else services["models"].get(name)) or {}
@@ -112,7 +112,7 @@ def set_service(root: str, name: Optional[str], changes: Mapping[str, Any]) -> D
             section[key] = _readable(key, changes[key])
     service = service_from(section)
     if not service.url and not service.check:
-        raise Refusal("it must be said how to see that the service is well: give its --url, or a --check")
+        raise BadSetting("it must be said how to see that the service is well: give its --url, or a --check")
     if name is None:
         services["all"] = section
     else:
@@ -142,24 +142,24 @@ def service_from(section: Any) -> Service:
     """A section of the file as a service.
 
     Raises:
-        Refusal: It is none; whether its programs and files are there is not looked at.
+        BadSetting: It is none; whether its programs and files are there is not looked at.
     """
     if not isinstance(section, dict) or not set(section) <= set(Service._fields):
-        raise Refusal(f"a service has {', '.join(Service._fields)}, and nothing else")
+        raise BadSetting(f"a service has {', '.join(Service._fields)}, and nothing else")
     for key in ("url", "token_file", "ca"):
         if not isinstance(section.get(key, ""), str):
-            raise Refusal(f"{key} is {section[key]!r}; expected a text")
+            raise BadSetting(f"{key} is {section[key]!r}; expected a text")
     for key in ("check", "restart"):
         words = section.get(key, [])
         if not isinstance(words, list) or not all(isinstance(word, str) and "\0" not in word for word in words):
-            raise Refusal(f"{key} is {words!r}; expected the words of a command")
+            raise BadSetting(f"{key} is {words!r}; expected the words of a command")
     for key in ("come_up_s", "watch_s"):
         seconds = section.get(key, 1)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST_S:
-            raise Refusal(f"{key} is {seconds!r}; expected seconds, more than 0 and at most {_LONGEST_S:g}")
+            raise BadSetting(f"{key} is {seconds!r}; expected seconds, more than 0 and at most {_LONGEST_S:g}")
     url = section.get("url", "")
     if url and section.get("check"):
-        raise Refusal("there is a url and a check; expected one of them")
+        raise BadSetting("there is a url and a check; expected one of them")
     if url:
         _check_url(url)
     words = {key: tuple(section[key]) for key in ("check", "restart") if key in section}
@@ -171,14 +171,14 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise Refusal(f"the url {url!r} can't be read: {error}") from None
+        raise BadSetting(f"the url {url!r} can't be read: {error}") from None
     plain = url.isascii() and url.isprintable() and " " not in url
     if not plain or parts.scheme not in {"http", "https"} or not host or port == 0:
-        raise Refusal(f"the url is {url!r}; expected such as http://127.0.0.1:8000")
+        raise BadSetting(f"the url is {url!r}; expected such as http://127.0.0.1:8000")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise Refusal("the url holds more than a host, a port and a path; a token belongs into --token-file")
+        raise BadSetting("the url holds more than a host, a port and a path; a token belongs into --token-file")
     if parts.scheme == "http" and not _is_loopback(host):
-        raise Refusal(f"the url {url} leaves the board without TLS; expected https, or a loopback address")
+        raise BadSetting(f"the url {url} leaves the board without TLS; expected https, or a loopback address")
 
 
 def _is_loopback(host: str) -> bool:
@@ -191,11 +191,11 @@ def _is_loopback(host: str) -> bool:
 def _found(key: str, words: Any) -> List[str]:
     """The command with its program's absolute path, which another PATH does not change."""
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        raise Refusal(f"{key} is {words!r}; expected a program and its arguments")
+        raise BadSetting(f"{key} is {words!r}; expected a program and its arguments")
     program = os.path.expanduser(words[0])
     path = shutil.which(program)
     if path is None or (os.path.dirname(program) and not os.path.isabs(program)):
-        raise Refusal(
+        raise BadSetting(
             f"{key} starts {words[0]!r}, which is no program on this board; give its absolute path, or a name that is "
             f"found in {os.environ.get('PATH', os.defpath)}"
         )
@@ -204,16 +204,16 @@ def _found(key: str, words: Any) -> List[str]:
 
 def _readable(key: str, path: Any) -> str:
     if not isinstance(path, str) or not os.path.isabs(path):
-        raise Refusal(f"{key} is {path!r}; expected the absolute path of a file on the board")
+        raise BadSetting(f"{key} is {path!r}; expected the absolute path of a file on the board")
     try:
         with open(path, "rb") as stream:
             stream.read(1)
     except OSError as error:
-        raise Refusal(f"{key} {path} can't be read by who owns the releases: {error.strerror}") from None
+        raise BadSetting(f"{key} {path} can't be read by who owns the releases: {error.strerror}") from None
     return path
 
 
 def _name(name: str) -> str:
     if not name or os.path.basename(name) != name or name.startswith("."):
-        raise Refusal(f"{name!r} is no name of a model")
+        raise BadSetting(f"{name!r} is no name of a model")
     return name

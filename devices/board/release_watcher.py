@@ -39,6 +39,9 @@ class Watcher:
         Refusal: The process does not start.
     """
 
+    module = __name__
+    """What the process runs."""
+
     def __init__(self, home: Home, service: Service) -> None:
         go, self._go = os.pipe()
         events, theirs = os.pipe()
@@ -48,7 +51,7 @@ class Watcher:
         paths = [os.path.abspath(path) for path in sys.path]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, json.dumps(paths), __name__, json.dumps(request)],
+                [sys.executable, "-I", "-c", _START, json.dumps(paths), self.module, json.dumps(request)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=theirs,
@@ -123,12 +126,12 @@ class Watcher:
 StartWatcher = Callable[[Home, Service], Watcher]
 
 
-def run_watcher(request: Dict[str, Any], on_step: OnStep) -> None:
+def run_watcher(request: Dict[str, Any], on_step: OnStep = lambda _: None) -> None:
     """The process's own side.
 
     Args:
         request: `path` of the home, `service`, and the file descriptors `go` and `events`.
-        on_step: Is told of each step, before whoever started the process is.
+        on_step: Is told of each step, and of `ready` before them.
     """
     from .release_health import make_probe  # not for the agent, whose memory is measured
     from .release_watch import watch_over
@@ -141,8 +144,8 @@ def run_watcher(request: Dict[str, Any], on_step: OnStep) -> None:
             os.write(request["events"], json.dumps(event).encode() + b"\n")
 
     def step(name: str) -> None:
-        on_step(name)
         emit({"step": name})
+        on_step(name)
 
     home = Home(request["path"], Disk())
     service = service_from(request["service"])
@@ -160,4 +163,4 @@ def run_watcher(request: Dict[str, Any], on_step: OnStep) -> None:
 
 
 if __name__ == "__main__":
-    run_watcher(json.loads(sys.argv[-1]), lambda _: None)
+    run_watcher(json.loads(sys.argv[-1]))
