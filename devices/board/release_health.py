@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 from .release_service import Service
 
 _ASK_S = 5.0
-_CHECK_S = 30.0
+_CHECK_S = 10.0
 _MAX_BYTES = 4 << 20
 _MAX_WORDS = 600
 _KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR",
@@ -78,7 +78,7 @@ class CommandProbe:
         """See `Probe`."""
         run_command(
             self._service.check,
-            min(_CHECK_S, self._service.come_up_s),
+            _CHECK_S,
             what="the check",
             EDGESHIP_MODEL=self._name,
             EDGESHIP_RELEASE=digest,

@@ -27,8 +27,8 @@ class Service(NamedTuple):
 
     Attributes:
         url: Of a server that speaks the Open Inference Protocol; or nothing, then `check` says how it is.
-        check: A command whose exit status 0 means that the service is well; it finds `EDGESHIP_MODEL` and
-            `EDGESHIP_RELEASE` in its environment.
+        check: A command whose exit status 0, within ten seconds, means that the service is well; it finds
+            `EDGESHIP_MODEL` and `EDGESHIP_RELEASE` in its environment.
         restart: A command that returns once the service was started anew; nothing for a service that sees a new
             release by itself.
         token_file: Holds the token that the server wants.
@@ -63,7 +63,7 @@ def read_services(root: str) -> Dict[str, Any]:
     try:
         if not isinstance(told, dict) or not set(told) <= {"all", "models"}:
             raise BadSetting("expected 'all' and 'models'")
-        models = told.get("models") or {}
+        models = told.get("models", {})
         if not isinstance(models, dict):
             raise BadSetting("'models' is no object")
         for section in (*models.values(), *([told["all"]] if told.get("all") is not None else [])):

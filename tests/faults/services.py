@@ -33,7 +33,7 @@ class FakeServer:
 
     def use(self, **settings: Any) -> None:
         """Sets it as the service of the root."""
-        set_service(str(self.root), None, {"url": self.url, "come_up_s": 0.6, "watch_s": 0.2, **settings})
+        set_service(str(self.root), None, {"url": self.url, "come_up_s": 30, "watch_s": 0.1, **settings})
 
     def answer(self, path: str) -> tuple[int, str] | None:
         """Status and body; None closes the connection without."""
@@ -66,7 +66,7 @@ def fake_server(root: Path) -> Iterator[FakeServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             answer = fake.answer(self.path)
             if answer is None:
                 self.close_connection = True

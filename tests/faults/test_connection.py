@@ -63,20 +63,22 @@ def test_the_connection_is_cut(step: str, far: tuple[Board, DeviceProfile], serv
         assert release.rollback(profile, board.root, "net") == opened(board.old).digest
 
 
-@pytest.mark.parametrize("bad", [False, True], ids=["well", "not well"])
-@pytest.mark.parametrize("step", ["announce", "switch", "restart", "watch", "previous", "back", "prune"])
+@pytest.mark.parametrize(
+    ("step", "bad"),
+    [
+        *((step, False) for step in ("announce", "switch", "restart", "watch", "previous", "prune")),
+        *((step, True) for step in ("switch", "restart", "watch", "back", "prune")),
+    ],
+)
 def test_the_connection_is_cut_around_a_watch(
     step: str, *, bad: bool, far: tuple[Board, DeviceProfile], server: SshServer, fault: Fault
 ) -> None:
     """The board finishes by itself: after the cut the host does nothing until nobody holds the releases there."""
     board, profile = far
-    if step == ("previous" if bad else "back"):
-        pytest.skip("there is no such step then")
     old, new = opened(board.old).digest, opened(board.new).digest
     check = ["sh", "-c", f'test "$EDGESHIP_RELEASE" != {new}'] if bad else ["true"]
-    service.set_service(
-        profile, board.root, None, {"check": check, "restart": ["true"], "come_up_s": 1, "watch_s": 0.5}
-    )
+    settings = {"check": check, "restart": ["true"], "come_up_s": 1 if bad else 30, "watch_s": 0.5}
+    service.set_service(profile, board.root, None, settings)
     with fault():
         steps = []
 
@@ -89,11 +91,13 @@ def test_the_connection_is_cut_around_a_watch(
             release.install(profile, board.root, board.new, on_step=on_step)
         assert step in steps
         board.settle()
-        assert board.in_use() == (old if bad or step in {"announce", "switch"} and board.in_use() == old else new)
-        if step not in {"announce", "switch"}:  # the watcher had the last word
+        if step in {"announce", "switch"}:  # the switch itself may have come to pass or not
+            assert board.in_use() in ({old} if bad else {old, new})
+        else:
+            assert board.in_use() == (old if bad else new)
             last = read_state(str(board.home))["history"][-1]
             assert last["result"] == ("rolled back" if bad else "done")
-        service.set_service(profile, board.root, None, {"check": ["true"]})
+        service.set_service(profile, board.root, None, {"check": ["true"], "come_up_s": 30})
         assert release.install(profile, board.root, board.new)["name"] == "net"
         assert board.check() == "new"
         assert release.rollback(profile, board.root, "net") == old

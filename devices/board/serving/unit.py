@@ -90,7 +90,7 @@ _RECOVERY = """\
 Description=Edgeship: goes back from a release whose watch was interrupted
 After=local-fs.target
 Before={before}
-RequiresMountsFor={root}
+RequiresMountsFor={quoted_root}
 ConditionPathExists={root}
 
 [Service]
