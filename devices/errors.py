@@ -17,7 +17,7 @@
     ├── DeviceBusyError              3   somebody else has held the board for too long
     ├── WheelMissingError            3   a package has no wheel for this board
     ├── BundleError                  2   a bundle is damaged, or not signed by somebody the device trusts
-    ├── ReleaseRefusedError          3   a release failed its self-test or its budget on the device
+    ├── ReleaseRefusedError          3   a release failed its self-test, its budget or the watch of its service
     ├── ResultsError                 2   the file of results can't be read or written
     └── VirtualBoardError            2   a virtual board that has not been built, or can't be on this machine
 
@@ -129,7 +129,7 @@ class BundleError(DeviceError):
 
 
 class ReleaseRefusedError(DeviceError):
-    """The device did not take a release: a failed self-test, a missed budget, releases that can't be written."""
+    """The device did not take a release: a failed self-test, budget or watch, or releases that can't be written."""
 
 
 class ResultsError(DeviceError):

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from devices.board.bundle_signature import ALLOWED_SIGNERS, SETTINGS, TRUST_DIRECTORY
+from devices.board.release_errors import FailedWatch
 from devices.errors import (
+    BadInputError,
     BundleError,
     DeviceError,
     ProfileError,
@@ -37,6 +39,7 @@ _ERRORS: dict[str, type[DeviceError]] = {
     "signature": BundleError,
     "storage": StorageFullError,
     "unfit": RuntimeMissingError,
+    "setting": BadInputError,
 }
 """By the kind of a board's refusal; all others are `ReleaseRefusedError`."""
 
@@ -53,7 +56,9 @@ class ReleaseStatus:
         releases: Digests of all releases that are kept.
         running: What is being installed, or was when it was interrupted; None where nothing is.
         history: What was done, the oldest first: `action`, `digest`, `who`, `when`, `signed_by`, `result` (`done`,
-            `refused`, `interrupted`), and where it was refused `step` and `reason`.
+            `refused`, `interrupted`, `rolled back` by the watch of the service, `unhealthy` where that stays in use),
+            and where something went wrong `step` and `reason`.
+        held: Whether somebody is at work on it, such as a watcher; `running` without that was interrupted.
     """
 
     name: str
@@ -63,6 +68,21 @@ class ReleaseStatus:
     releases: tuple[str, ...]
     running: dict[str, Any] | None
     history: tuple[dict[str, Any], ...]
+    held: bool = False
+
+    @property
+    def doing(self) -> str:
+        """What is going on, or was interrupted; empty where nothing is."""
+        if self.running is None:
+            return ""
+        what = f"{self.running.get('action', 'install')} of the release {self.running.get('digest')}"
+        if not self.held:
+            return f"the {what} was interrupted; the next one, or `edgeship-board recover` there, finishes it"
+        if self.running.get("failed"):
+            return f"the {what} failed at the step '{self.running['failed']['step']}', and is being taken back"
+        if self.running.get("watched") and self.current_digest == self.running.get("digest"):
+            return f"the service is being watched after the {what}"
+        return f"the {what} is going on"
 
 
 def check_reachable(profile: DeviceProfile) -> None:
@@ -91,11 +111,12 @@ def install(
         on_step: Is told of each step there.
 
     Returns:
-        `changed` (False where it was in use already), `name`, `digest`, `signed_by` and `measured`.
+        `changed` (False where it was in use already), `name`, `digest`, `signed_by`, `measured`, and for how long a
+        service was watched with it, `watched_s`.
 
     Raises:
         BundleError: The device does not take the bundle: damaged, not signed, not by somebody it trusts.
-        DeviceError: Anything else went wrong. The release that was in use before is in use still.
+        DeviceError: Anything else went wrong. The release that was in use before is in use still, or again.
     """
     check_reachable(profile)
     local = profile.transport.kind == "local"
@@ -106,7 +127,7 @@ def install(
     if is_new:
         _allow_unsigned_here(root)
     try:
-        return _ask(profile, "install", params, on_step)
+        return ask_device(profile, "install", params, on_step)
     finally:
         if is_new and dry_run:
             _forget_setup(root)
@@ -119,17 +140,18 @@ def rollback(profile: DeviceProfile, root: Path, name: str, *, on_step: OnStep |
         The digest of the release now in use.
 
     Raises:
-        DeviceError: There is no previous release, it is damaged, or its self-test failed; nothing changed then.
+        DeviceError: There is no previous release, it is damaged, or its self-test failed; nothing changed then. Or
+            its service is not up with it, though it is in use now.
     """
     check_reachable(profile)
-    digest: str = _ask(profile, "rollback", {"name": name, "root": str(root), "who": _who()}, on_step)["digest"]
+    digest: str = ask_device(profile, "rollback", {"name": name, "root": str(root), "who": _who()}, on_step)["digest"]
     return digest
 
 
 def status(profile: DeviceProfile, root: Path) -> tuple[str, list[ReleaseStatus]]:
     """Returns the absolute root on the device, and what is installed there, sorted by name."""
     check_reachable(profile)
-    answer = _ask(profile, "releases", {"root": str(root)}, None)
+    answer = ask_device(profile, "releases", {"root": str(root)}, None)
     names = [each.name for each in fields(ReleaseStatus)]
     rows = [{name: row[name] for name in names} for row in answer["releases"]]
     for row in rows:
@@ -174,13 +196,30 @@ def set_trust(
     unsaid = profile.transport.kind == "local" and allow_unsigned is None and allowed_signers is None
     if unsaid and not (revoked_keys is None and keep is None):
         _allow_unsigned_here(root)
-    told = _ask(profile, "trust", params, None)
+    told = ask_device(profile, "trust", params, None)
     if unsaid and not _is_set_up(root):
         told["settings"]["allow_unsigned"] = True
     return told
 
 
-def _ask(profile: DeviceProfile, method: str, params: Mapping[str, Any], on_step: OnStep | None) -> dict[str, Any]:
+def ask_device(
+    profile: DeviceProfile, method: str, params: Mapping[str, Any], on_step: OnStep | None
+) -> dict[str, Any]:
+    """Asks a device's agent about its releases.
+
+    Args:
+        profile: The device.
+        method: See `devices.board.release_requests`.
+        params: Of the method.
+        on_step: Is told of each step there.
+
+    Returns:
+        The answer.
+
+    Raises:
+        DeviceError: The device refuses, or can't be used.
+    """
+
     def on_event(event: dict[str, Any]) -> None:
         if on_step is not None and "step" in event:
             on_step(event["step"])
@@ -189,6 +228,8 @@ def _ask(profile: DeviceProfile, method: str, params: Mapping[str, Any], on_step
         answer: dict[str, Any] = agent.request(method, params, timeout_s=_TIMEOUT_S, on_event=on_event)
     if "refused" in answer:
         kind = _ERRORS.get(answer["kind"], ReleaseRefusedError)
+        if answer["kind"] == FailedWatch.kind:
+            raise kind(f"{profile.name}: after the switch, at the step '{answer['step']}': {answer['refused']}.")
         at = f" at the step '{answer['step']}'" if answer["step"] else ""
         raise kind(f"{profile.name} refuses{at}: {answer['refused']}.")
     return answer

@@ -422,8 +422,9 @@ def deploy_command(
     release = deployed["release"]
     verb = "Deployed" if deployed["changed"] else "Would deploy" if dry_run else "Already in use:"
     by = f", signed by {deployed['signed_by']}" if deployed["signed_by"] else ""
+    watched = f", its service watched for {deployed['watched_s']:g} s" if deployed.get("watched_s") else ""
     click.echo(f"{verb} {release['name']} ({release['target']} {release['precision']}{by}) in "
-               f"{place / release['name']}/current")  # fmt: skip
+               f"{place / release['name']}/current{watched}")  # fmt: skip
 
 
 @command(main, "status")
@@ -449,6 +450,9 @@ def status_command(device_name: str, root: Path, history: bool, as_json: bool) -
          row["current_digest"] or "-", row["previous_digest"] or "-", str(len(row["releases"]))) for row in rows
     ]  # fmt: skip
     _print_table(place, ("name", "in use", "current", "previous", "kept"), cells)
+    for each in found:
+        if each.doing:
+            click.echo(f"{each.name}: {each.doing}")
     for row in rows if history else ():
         done = [
             (each.get("when", "-"), each.get("action", "-"), each.get("digest", "-"), each.get("who", "-"),
@@ -512,6 +516,46 @@ def trust_command(
     unsigned = "takes" if told["settings"]["allow_unsigned"] else "refuses"
     click.echo(f"{profile.name} trusts {counted(told['signers'], 'key')}, {unsigned} unsigned bundles, and keeps "
                f"{counted(told['settings']['keep'], 'release')} of each name.")  # fmt: skip
+
+
+@command(main, "service")
+@click.argument("name", required=False)
+@_DEVICE
+@_ROOT
+@click.option("--url", help="Of a server of the Open Inference Protocol on the device, such as http://127.0.0.1:8000.")
+@click.option("--check", metavar="COMMAND", help="Instead: exit status 0 means that the service is well.")
+@click.option("--restart", metavar="COMMAND", help="Starts the service anew; `edgeship-board serve` needs none.")
+@click.option("--token-file", metavar="PATH", help="On the device: the token that the server wants.")
+@click.option("--ca", metavar="PATH", help="On the device: PEM, of the server's certificate.")
+@click.option("--come-up", "come_up_s", type=float, metavar="SECONDS", help="Until it must be up.  [default: 60]")
+@click.option("--watch", "watch_s", type=float, metavar="SECONDS", help="For which it is watched.  [default: 30]")
+@click.option("--off", is_flag=True, help="Forget what was set.")
+@_JSON
+def service_command(name: str | None, device_name: str, root: Path, off: bool, as_json: bool, **options: Any) -> None:
+    """Tell a device which service uses the releases of NAME, or of every model, to be restarted and watched.
+
+    After a switch to a new release the device restarts the service, watches it, and goes back by itself where it is
+    not well. A COMMAND is one argument, split here as a shell would; on the device no shell runs it. What is not given
+    stays as it is; given nothing, it says what is set.
+    """
+    from devices.profile import load_profile
+    from devices.service import forget_service, service_lines, service_settings, set_service
+
+    profile = load_profile(device_name)
+    place = _root_on(profile, root)
+    changes = {key: value for key, value in options.items() if value is not None}
+    if off and changes:
+        raise _input_error("--off forgets a service, and the other options set one; give one of the two.")
+    for key in {"check", "restart"} & set(changes):
+        try:
+            changes[key] = shlex.split(changes[key])
+        except ValueError as error:
+            raise _input_error(f"--{key} {changes[key]!r} can't be split into words: {error}.") from error
+    if off:
+        told = forget_service(profile, place, name)
+    else:
+        told = set_service(profile, place, name, changes) if changes else service_settings(profile, place)
+    _print_lines(service_lines(told), told, as_json=as_json)
 
 
 @command(main, "verify")

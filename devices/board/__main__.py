@@ -16,7 +16,7 @@ from .agent import BoardAgent
 from .jsonlines import Lifeline, serve
 from .release_requests import release_handlers
 
-COMMANDS = ("infer", "serve", "unit", "-h", "--help")
+COMMANDS = ("infer", "serve", "recover", "unit", "-h", "--help")
 
 
 def main(root: str = "") -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pwd
+import stat
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -15,11 +17,12 @@ from .errors import AgentError
 from .images import ImageRejected
 from .installed import NoRelease
 from .model import BadInput, InstalledModel, Label, default_root, open_model
+from .release_recover import recover_releases
 from .serving.access import AccessRefused, make_access
 from .serving.notify import Supervisor
 from .serving.routes import Limits
 from .serving.service import Service, Settings
-from .serving.unit import unit_text
+from .serving.unit import recovery_text, unit_text
 
 DONE, BAD_INPUT, FAILED = 0, 2, 3
 
@@ -37,7 +40,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         The exit code.
     """
     given = _parser().parse_args(arguments)
-    commands = {"infer": _infer, "serve": _serve, "unit": _unit}
+    commands = {"infer": _infer, "serve": _serve, "recover": _recover, "unit": _unit}
     try:
         return commands[given.command](given)
     except (BadInput, ImageRejected, NoRelease, AccessRefused) as error:
@@ -63,8 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", parents=[shared], help="answer the Open Inference Protocol over HTTP")
     _add_serving(serve)
 
-    unit = commands.add_parser("unit", parents=[shared], help="write a systemd unit for `serve`")
+    recover = commands.add_parser("recover", parents=[shared], help="finish installations that were interrupted")
+    recover.add_argument("--no-restart", action="store_true", help="of services, which are not running yet")
+    recover.add_argument("--json", action="store_true", help="print one JSON object")
+
+    unit = commands.add_parser("unit", parents=[shared], help="write a systemd unit for `serve`, or for `recover`")
     _add_serving(unit)
+    unit.add_argument(
+        "--recover", action="store_true", help="one that runs `recover` at boot, as who owns the releases"
+    )
+    unit.add_argument(
+        "--before", action="append", metavar="UNIT", help="that uses the releases (edgeship-board.service)"
+    )
     unit.add_argument("--output", help="the unit's file (standard output)")
     unit.add_argument("--group", default="", help="that may read the releases, where others may not")
     unit.add_argument("--memory-max", default="80%", help="of the service (%(default)s)")
@@ -155,6 +168,20 @@ def _serve(given: argparse.Namespace) -> int:
     return DONE if service.run(Supervisor()) else FAILED
 
 
+def _recover(given: argparse.Namespace) -> int:
+    rows = recover_releases(given.root, restart=not given.no_restart)
+    if given.json:
+        _print(json.dumps({"recovered": rows}))
+        return DONE
+    for row in rows:
+        entry = row["entry"]
+        told = "somebody is at work on it" if entry is None else f"{entry['result']}: {entry.get('reason', '')}"
+        _print(f"{row['name']}: {told}")
+    if not rows:
+        _print(f"nothing was interrupted in {given.root}")
+    return DONE
+
+
 def _unit(given: argparse.Namespace) -> int:
     if given.token_file is None and given.client_ca is None:
         make_access(given.host)  # the rule of `serve`; the files themselves only the service will see
@@ -162,10 +189,20 @@ def _unit(given: argparse.Namespace) -> int:
     here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
     others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     packages = list(dict.fromkeys([here, *others]))
+    python = [sys.executable, "-m", package]
+    text = (_recovery_unit if given.recover else _server_unit)(given, python, packages)
+    if given.output is None:
+        _print(text.rstrip("\n"))
+        return DONE
+    with open(given.output, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    return DONE
+
+
+def _server_unit(given: argparse.Namespace, python: List[str], packages: List[str]) -> str:
     files = [given.certificate, given.key, given.client_ca]
-    command = [sys.executable, "-m", package, *_serve_arguments(given)]
-    text = unit_text(
-        command,
+    return unit_text(
+        [*python, *_serve_arguments(given)],
         root=os.path.abspath(given.root),
         packages=packages,
         reads=[sys.prefix, sys.base_prefix, *(os.path.abspath(path) for path in files if path)],
@@ -174,12 +211,44 @@ def _unit(given: argparse.Namespace) -> int:
         memory_max=given.memory_max,
         loopback=given.token_file is None and given.client_ca is None,
     )
-    if given.output is None:
-        _print(text.rstrip("\n"))
-        return DONE
-    with open(given.output, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    return DONE
+
+
+def _recovery_unit(given: argparse.Namespace, python: List[str], packages: List[str]) -> str:
+    root = os.path.abspath(given.root)
+    owner = os.stat(root).st_uid
+    code = [sys.executable, *packages]
+    if owner == 0:
+        _check_owned_by_root(code)
+    try:
+        user = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        user = str(owner)
+    return recovery_text(
+        [*python, "recover", "--no-restart", "--root", root],
+        root=root,
+        user=user,
+        packages=packages,
+        reads=[sys.prefix, sys.base_prefix],
+        before=given.before or ["edgeship-board.service"],
+    )
+
+
+def _check_owned_by_root(paths: Sequence[str]) -> None:
+    """Root runs no code that somebody else may change.
+
+    Raises:
+        AgentError: It would.
+    """
+    for path in paths:
+        place = os.path.realpath(path)
+        while place != os.path.dirname(place):
+            state = os.stat(place)
+            if state.st_uid != 0 or (state.st_mode & 0o022 and not state.st_mode & stat.S_ISVTX):
+                raise AgentError(
+                    f"the releases belong to root, who must not run {path}, for others may change {place}; give the "
+                    "releases to a user of their own (chown -R), or install Edgeship where only root may write"
+                )
+            place = os.path.dirname(place)
 
 
 def _serve_arguments(given: argparse.Namespace) -> List[str]:

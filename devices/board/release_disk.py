@@ -68,3 +68,12 @@ class Disk:
         """Makes the names in a directory last."""
         self.record("sync_directory", path)
         sync_directory(path)
+
+
+def replace_file(path: str, content: bytes) -> None:
+    """Makes a file, or replaces it by one rename."""
+    disk = Disk()
+    disk.remove(path + ".new")
+    disk.write(path + ".new", [content])
+    disk.rename(path + ".new", path)
+    disk.sync_directory(os.path.dirname(path))

@@ -45,3 +45,15 @@ class FailedTest(Refusal):
     """The release does not answer as it should, or not as fast."""
 
     kind = "self-test"
+
+
+class FailedWatch(Refusal):
+    """After the switch the service was not well; the message says which release is in use now."""
+
+    kind = "watch"
+
+
+class BadSetting(Refusal):
+    """A setting that can't be like this on this board; it was not changed."""
+
+    kind = "setting"

@@ -8,7 +8,8 @@
 
 A release appears under `releases/` by one rename, `current` moves by one rename. The links say what is in use, the
 state file says what they are about to become. So whatever kills an installation, `current` names a whole release,
-and the next one that looks finishes what was begun.
+and the next one that looks finishes what was begun. Where a service is watched after the switch, the release before is
+used again unless the state says that the watch was passed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional
 
 from .bundle import MANIFEST, digest_of, parse_manifest
 from .release_disk import Disk
@@ -28,6 +29,10 @@ from .storage import READ_BYTES, sync_directory
 
 STATE = "state.json"
 _NUM_HISTORY = 100
+_VERDICT = ("proven", "failed")
+
+Restart = Callable[[Optional[str]], str]
+"""Restarts the service for the release in use, None where there is none; returns what went wrong, or nothing."""
 
 
 class Home:
@@ -36,10 +41,12 @@ class Home:
     Args:
         path: `<root>/<name>`.
         disk: Does what is to be done.
+        lock_fd: Holds them, with every copy of it in another process.
     """
 
-    def __init__(self, path: str, disk: Disk) -> None:
-        self.path, self.disk = path, disk
+    def __init__(self, path: str, disk: Disk, lock_fd: int = -1) -> None:
+        self.path, self.disk, self.lock_fd = path, disk, lock_fd
+        self.root, self.name = os.path.split(path)
 
     def inside(self, *names: str) -> str:
         """A path in it."""
@@ -74,21 +81,88 @@ class Home:
     def end(self, **outcome: Any) -> None:
         """Puts what was begun into the history, with its outcome."""
         state = read_state(self.path)
-        entry = {**(state["running"] or {}), **outcome}
+        entry = {**_without(state["running"] or {}, _VERDICT), **outcome}
         self._write_state({"running": None, "history": [*state["history"], entry][-_NUM_HISTORY:]})
 
-    def recover(self) -> None:
-        """Finishes, or gives up, what an interruption left half done."""
+    def prove(self) -> None:
+        """Notes that the watch was passed: from now on the release stays, whatever happens."""
+        self.begin({**(read_state(self.path)["running"] or {}), "proven": True})
+
+    def recover(self, restart: Restart = lambda _: "") -> Optional[Dict[str, Any]]:
+        """Finishes, or gives up, what an interruption left half done.
+
+        A release whose watch was interrupted is not proven: the one before is used again. Going back stays done.
+
+        Args:
+            restart: Of the service, where what it uses may have changed.
+
+        Returns:
+            The entry of the history; None where nothing was left.
+        """
         for name in ("incoming", "discarded", ".current.new", ".previous.new", f".{STATE}.new"):
             self.disk.remove(self.inside(name))
         task = read_state(self.path)["running"]
         if task is None:
-            return
-        if task.get("switching") and self.current == task.get("digest"):
-            self.point_previous_at(task.get("from"))
-            self.end(result="done", reason="interrupted after the switch and finished later")
+            return None
+        outcome: Dict[str, Any]
+        failed, watched = task.get("failed"), task.get("watched") and not task.get("proven")
+        if failed:
+            return self.go_back(task, step=failed["step"], reason=failed["reason"], restart=restart)
+        if not (task.get("switching") and self.current == task.get("digest")):
+            outcome = {"result": "interrupted", "reason": "it was interrupted; the release in use was not changed"}
+        elif watched and task.get("action") != "rollback":
+            reason = "the watch of the service was interrupted, so nobody knows whether the service was well"
+            return self.go_back(task, step="watch", reason=reason, restart=restart)
         else:
-            self.end(result="interrupted", reason="it was interrupted; the release in use was not changed")
+            problem = restart(self.current) if watched else ""
+            self.point_previous_at(task.get("from"))
+            outcome = {"result": "done", "reason": "interrupted after the switch and finished later"}
+            if problem:
+                outcome = {"result": "unhealthy", "step": "restart", "reason": problem}
+        self.end(**outcome)
+        return {**_without(task, _VERDICT), **outcome}
+
+    def go_back(self, task: Dict[str, Any], *, step: str, reason: str, restart: Restart) -> Dict[str, Any]:
+        """Uses the release again that was in use before a switch, or none where there was none.
+
+        Args:
+            task: What was begun, with `digest` and `from`.
+            step: At which it failed.
+            reason: Why.
+            restart: Of the service.
+
+        Returns:
+            The entry of the history, whose `reason` says what is in use now.
+
+        Raises:
+            OSError: The link can't be changed.
+        """
+        digest, before = task.get("digest"), task.get("from")
+        with contextlib.suppress(OSError):  # what counts is the link
+            self.begin({**_without(task, _VERDICT), "failed": {"step": step, "reason": reason}})
+        if self.current == digest and before is None:
+            self.disk.unlink(self.inside("current"))
+            self.disk.sync_directory(self.path)
+        elif self.current == digest and before is not None and before != digest and is_whole(self.release(before)):
+            try:
+                self.switch("current", before)
+            except OSError:
+                if self.current != before:
+                    raise
+        problem = restart(self.current)
+        outcome = {"result": "rolled back", "step": step}
+        if self.current is None:
+            told = "it was the first one, so none is in use now"
+        elif self.current != digest:
+            told = f"the release before, {self.current}, is in use again"
+            told += f", but the service is not up with it: {problem}" if problem else ""
+        else:
+            outcome["result"] = "unhealthy"
+            told = "there is no whole release to go back to, so it is in use still"
+        outcome["reason"] = f"{reason}; {told}"[:2000]
+        with contextlib.suppress(OSError):  # it is done; the state file lets the next one note it
+            self.end(**outcome)
+        return {**_without(task, _VERDICT), **outcome}
 
     def point_previous_at(self, digest: Optional[str]) -> None:
         """Says which release was in use before."""
@@ -130,16 +204,20 @@ class Home:
 
 
 @contextlib.contextmanager
-def hold_home(root: str, name: str, disk: Disk) -> Iterator[Home]:
-    """Holds the releases of one name against everybody else; the lock ends with the process."""
+def hold_home(root: str, name: str, disk: Disk, *, wait: bool = True) -> Iterator[Home]:
+    """Holds the releases of one name against everybody else; the lock ends with the process.
+
+    Raises:
+        BlockingIOError: Somebody else holds them, and one is not to wait.
+    """
     path = os.path.join(root, name)
     if not os.path.isdir(path):
         os.makedirs(path, exist_ok=True)
         sync_directory(root)
     fd = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield Home(path, disk)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield Home(path, disk, fd)
     finally:
         os.close(fd)
 
@@ -209,7 +287,8 @@ def status(root: str) -> List[Dict[str, Any]]:
 
     Returns:
         For each name: `name`, `current` (manifest of the release in use; None where there is none, or it is damaged),
-        `current_digest`, `previous_digest`, `releases` (all digests), `running` and `history`.
+        `current_digest`, `previous_digest`, `releases` (all digests), `held` (whether somebody is at work on it),
+        `running` and `history`.
     """
     rows = []
     names = sorted(os.listdir(root)) if os.path.isdir(root) else []
@@ -227,6 +306,7 @@ def status(root: str) -> List[Dict[str, Any]]:
                 "current_digest": current,
                 "previous_digest": linked(os.path.join(home, "previous")),
                 "releases": list_releases(home),
+                "held": _is_held(home),
                 **state,
             }
         )
@@ -236,6 +316,24 @@ def status(root: str) -> List[Dict[str, Any]]:
 def now_text(seconds: Optional[float] = None) -> str:
     """A time, UTC, ISO 8601; None is now."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _is_held(home: str) -> bool:
+    try:
+        fd = os.open(os.path.join(home, ".lock"), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _without(task: Mapping[str, Any], keys: Iterable[str]) -> Dict[str, Any]:
+    return {key: value for key, value in task.items() if key not in keys}
 
 
 def _manifest_of(directory: str) -> Mapping[str, Any]:

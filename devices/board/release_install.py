@@ -1,7 +1,8 @@
 """Installs a bundle on the board it runs on, step by step, and goes back to the release before.
 
 Whatever ends an installation, before or after any of its steps, `current` names a whole release that passed its
-self-test: the old one or the new one. See `release_home` for the layout.
+self-test: the old one or the new one. See `release_home` for the layout. Where a service uses the release
+(`release_service`), a watcher restarts and watches it after the switch (`release_watcher`), and goes back by itself.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional
 from .bundle import MANIFEST, SIGNATURE, Bundle, blocks_of, read_bundle
 from .bundle_signature import check_signature, read_settings
 from .release_disk import Disk
-from .release_errors import FailedTest, NoRoom, Refusal, Unfit
-from .release_home import Home, hold_home, is_whole, list_releases, now_text, read_release, status
+from .release_errors import FailedTest, FailedWatch, NoRoom, Refusal, Unfit
+from .release_home import Home, Restart, hold_home, is_whole, list_releases, now_text, read_release, read_state, status
+from .release_service import service_of
 from .release_test import run_self_test
+from .release_watcher import StartWatcher, Watcher
 from .storage import FULL, free_bytes
 
 STEPS = (
@@ -38,12 +41,17 @@ STEPS = (
     "publish",
     "announce",
     "switch",
+    "restart",
+    "watch",
     "previous",
     "record",
     "prune",
     "done",
 )
 """What an installation goes through, in this order; `on_step` is called before each."""
+
+WATCH_STEPS = ("restart", "watch")
+"""Those of a model that a service uses. Where one of them fails, `back` follows, and then `prune`."""
 
 RESERVE_BYTES = 4 * 2**20
 """So much of the storage stays free."""
@@ -61,6 +69,7 @@ class Installer:
         on_step: Called before each of `STEPS`.
         self_test: Stands in for the runtime.
         disk: Does what is to be done to files.
+        start_watcher: Stands in for the process that watches a service.
     """
 
     def __init__(
@@ -71,8 +80,10 @@ class Installer:
         on_step: Optional[Callable[[str], None]] = None,
         self_test: SelfTest = run_self_test,
         disk: Optional[Disk] = None,
+        start_watcher: StartWatcher = Watcher,
     ) -> None:
         self._root = os.path.abspath(os.path.expanduser(root))
+        self._start_watcher = start_watcher
         self._who, self._self_test, self._disk = who, self_test, disk or Disk()
         self._on_step = on_step
         self._step = ""
@@ -85,9 +96,11 @@ class Installer:
             dry_run: Do everything but the switch, and leave nothing behind.
 
         Returns:
-            `changed` (False where it was in use already), `name`, `digest`, `signed_by` and `measured`.
+            `changed` (False where it was in use already), `name`, `digest`, `signed_by`, `measured`, and of a watched
+            service `watched_s` and `up_after_s`, else None.
 
         Raises:
+            FailedWatch: The service was not well with the release; the message says what is in use now.
             Refusal: The release in use is what it was before.
         """
         with self._explained(), open(path, "rb") as stream:
@@ -99,17 +112,18 @@ class Installer:
                 self._at("fit")
                 _check_fit(bundle.manifest)
             answer = {"name": bundle.manifest["name"], "digest": bundle.digest, "signed_by": signer}
+            answer |= {"watched_s": None, "up_after_s": None}
             self._at("lock")
             if dry_run:
                 return {**answer, "changed": False, "measured": self._try(stream, bundle)}
             with hold_home(self._root, bundle.manifest["name"], self._disk) as home:
                 self._at("recover")
-                home.recover()
+                home.recover(_restart(home))
                 whole = is_whole(home.release(bundle.digest))
                 if whole and home.current == bundle.digest:
                     return {**answer, "changed": False, "measured": None}
-                measured = self._install(home, stream, bundle, signer, whole)
-        return {**answer, "changed": True, "measured": measured}
+                told = self._install(home, stream, bundle, signer, whole)
+        return {**answer, "changed": True, **told}
 
     def rollback(self, name: str) -> Dict[str, Any]:
         """Makes the release before the one in use again, and the one in use the one before.
@@ -118,6 +132,7 @@ class Installer:
             `name` and `digest` of the release now in use.
 
         Raises:
+            FailedWatch: The service is not up with it; it stays in use.
             Refusal: There is none, it is damaged, it is not trusted any more, or it fails its self-test.
         """
         with self._explained():
@@ -127,7 +142,7 @@ class Installer:
             self._at("lock")
             with hold_home(self._root, name, self._disk) as home:
                 self._at("recover")
-                home.recover()
+                home.recover(_restart(home))
                 digest = home.previous
                 if digest is None or not is_whole(home.release(digest)):
                     raise Refusal(f"{name} has no previous release in {home.path} to go back to; deploy one instead")
@@ -141,12 +156,14 @@ class Installer:
                     home.begin(task)
                     self._at("self-test")
                     measured = self._self_test(directory, manifest)
-                    self._switch(home, task, measured)
+                    watcher = self._switch(home, task, measured)
+                self._settle(home, task, watcher)
         return {"name": name, "digest": digest, "measured": measured}
 
     def _install(
         self, home: Home, stream: BinaryIO, bundle: Bundle, signer: Optional[str], whole: bool
     ) -> Dict[str, Any]:
+        """Returns `measured`, and what the watch told."""
         incoming = home.release(bundle.digest) if whole else home.inside("incoming")
         task = self._task("install", bundle.digest, home.current, signer)
         with self._noted(home, task):
@@ -167,29 +184,67 @@ class Installer:
             if not whole:
                 self._at("publish")
                 home.publish(incoming, bundle.digest)
-            self._switch(home, task, measured)
-        self._at("prune")
-        with contextlib.suppress(OSError):  # the release is in use; what is old is removed the next time
-            home.prune(keep)
+            watcher = self._switch(home, task, measured)
+        try:
+            told = self._settle(home, task, watcher)
+        finally:
+            self._at("prune")
+            with contextlib.suppress(OSError):  # what is old is removed the next time
+                home.prune(keep)
         self._at("done")
-        return measured
+        return {"measured": measured, **told}
 
-    def _switch(self, home: Home, task: Dict[str, Any], measured: Dict[str, Any]) -> None:
-        """One rename, between two notes that let an interrupted one be finished."""
+    def _switch(self, home: Home, task: Dict[str, Any], measured: Dict[str, Any]) -> Optional[Watcher]:
+        """One rename, after a note that lets an interrupted one be finished; returns who watches what comes of it."""
+        service = service_of(self._root, home.name)
         self._at("announce")
-        home.begin({**task, "switching": True, "measured": measured})
+        announced = {**task, "switching": True, "measured": measured}
+        home.begin(announced if service is None else {**announced, "watched": True})
+        watcher = None if service is None else self._start_watcher(home, service)
         self._at("switch")
         try:
             home.switch("current", task["digest"])
         except OSError:
             if home.current != task["digest"]:
+                if watcher is not None:
+                    watcher.abandon()
                 raise
             # The rename was done and could not be made to last: whichever comes back is whole.
-        with contextlib.suppress(OSError):  # it is in use; the state file lets the next one finish the rest
-            self._at("previous")
-            home.point_previous_at(task["from"])
-            self._at("record")
-            home.end(result="done")
+        if watcher is not None:
+            watcher.go()
+        return watcher
+
+    def _settle(self, home: Home, task: Dict[str, Any], watcher: Optional[Watcher]) -> Dict[str, Any]:
+        """The notes after a switch; where a service is watched, once that is over, and by who watches it."""
+        if watcher is None:
+            with contextlib.suppress(OSError):  # it is in use; the state file lets the next one finish the rest
+                self._at("previous")
+                home.point_previous_at(task["from"])
+                self._at("record")
+                home.end(result="done")
+            return {}
+        entry = watcher.outcome(self._at) or self._finished(home)
+        if entry["result"] != "done":
+            stays = (
+                f"{home.name} went back to the release {home.current}, which stays in use, but its service is not up: "
+            )
+            refusal = FailedWatch((stays if task["action"] == "rollback" else "") + entry["reason"])
+            refusal.step = entry.get("step", "")
+            raise refusal
+        return {key: entry.get(key) for key in ("watched_s", "up_after_s")}
+
+    def _finished(self, home: Home) -> Dict[str, Any]:
+        """Finishes what a watcher left that was killed, or whose storage failed; returns the entry of the history."""
+        self._at("back")
+        try:
+            return home.recover(_restart(home)) or dict(read_state(home.path)["history"][-1])
+        except OSError as error:
+            refusal = FailedWatch(
+                f"the watch of the service did not come to its end, and the storage fails: {error}; the release "
+                f"{home.current} is in use. Mend the storage and run `edgeship-board recover` there, or deploy again"
+            )
+            refusal.step = "back"
+            raise refusal from error
 
     def _try(self, stream: BinaryIO, bundle: Bundle) -> Dict[str, Any]:
         """All but the switch, in a directory that is removed; nothing of the board's state is written."""
@@ -246,7 +301,7 @@ class Installer:
             name = bundle.manifest["name"]
             if list_releases(os.path.join(self._root, name)):
                 with contextlib.suppress(OSError), hold_home(self._root, name, self._disk) as home:
-                    home.recover()
+                    home.recover(_restart(home))
                     task = self._task("install", bundle.digest, home.current, None)
                     home.end(**task, result="refused", step=self._step, reason=str(error)[:1000])
             raise
@@ -268,6 +323,17 @@ class Installer:
             )
             refusal.step = self._step
             raise refusal from error
+
+
+def _restart(home: Home) -> Restart:
+    """What restarts the service for the release in use; made of modules that most installations don't need."""
+
+    def restart(digest: Optional[str]) -> str:
+        from .release_watch import restarter
+
+        return restarter(home)(digest)
+
+    return restart
 
 
 def _check_fit(manifest: Mapping[str, Any]) -> None:

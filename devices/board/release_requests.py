@@ -5,6 +5,8 @@ rollback {name, root, who}                        -> see `Installer.rollback`
 releases {root}                                   -> `root`, absolute, and `releases`, see `release_home.status`
 trust {root, allow_unsigned?, keep?,
        allowed_signers?, revoked_keys?}           -> `settings`, and the number of `signers`; files are Base64
+service {root, name?, set?, off?}                 -> `services`, see `release_service.read_services`; `set` changes
+                                                     fields of the service of a name, or of all; `off` removes it
 
 Each step of an installation is an event `{"step": ...}`. What the board refuses is an answer too:
 `{"refused": message, "kind": ..., "step": ...}`.
@@ -20,10 +22,11 @@ from typing import Any, Callable, Dict
 
 from .bundle_signature import ALLOWED_SIGNERS, REVOKED_KEYS, SETTINGS, TRUST_DIRECTORY, read_settings
 from .jsonlines import EmitEvent, Handler
-from .release_disk import Disk
+from .release_disk import replace_file
 from .release_errors import Refusal
 from .release_home import status
 from .release_install import Installer
+from .release_service import forget_service, read_services, set_service
 
 Params = Dict[str, Any]
 
@@ -35,6 +38,7 @@ def release_handlers() -> Dict[str, Handler]:
         "rollback": _rollback,
         "releases": lambda params, _: {"root": _root(params), "releases": status(_root(params))},
         "trust": lambda params, _: _answer(lambda: _trust(params)),
+        "service": lambda params, _: _answer(lambda: {"services": _service(params)}),
     }
 
 
@@ -68,19 +72,18 @@ def _trust(params: Params) -> Params:
         written[SETTINGS] = json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n"
     for name, content in written.items():
         os.makedirs(directory, exist_ok=True)
-        _replace(os.path.join(directory, name), content)
+        replace_file(os.path.join(directory, name), content)
     signers = 0
     with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, ALLOWED_SIGNERS), "rb") as stream:
         signers = sum(1 for line in stream if line.strip() and not line.startswith(b"#"))
     return {"settings": settings, "signers": signers}
 
 
-def _replace(path: str, content: bytes) -> None:
-    disk = Disk()
-    disk.remove(path + ".new")
-    disk.write(path + ".new", [content])
-    disk.rename(path + ".new", path)
-    disk.sync_directory(os.path.dirname(path))
+def _service(params: Params) -> Params:
+    root, name = _root(params), params.get("name")
+    if params.get("off"):
+        return forget_service(root, name)
+    return set_service(root, name, params["set"]) if params.get("set") else read_services(root)
 
 
 def _answer(work: Callable[[], Params]) -> Params:

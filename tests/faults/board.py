@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from devices.board.release_disk import Disk
-from devices.board.release_home import is_whole, linked, read_state, status
+from devices.board.release_home import hold_home, is_whole, linked, read_state, status
 from devices.board.release_install import Installer
+from devices.board.release_watcher import Watcher
 from tests.bundles import opened
 
 MEASURED = {"worst": 0.0, "latency_p50_ms": 2.0, "latency_p99_ms": 3.0, "num_latencies": 400}
@@ -39,9 +40,22 @@ class Board:
         self_test: Any = passes,
         on_step: Callable[[str], None] | None = None,
         root: Path | None = None,
+        start_watcher: Any = Watcher,
     ) -> dict[str, Any]:
-        installer = Installer(str(root or self.root), who="tester", self_test=self_test, disk=disk, on_step=on_step)
+        installer = Installer(
+            str(root or self.root),
+            who="tester",
+            self_test=self_test,
+            disk=disk,
+            on_step=on_step,
+            start_watcher=start_watcher,
+        )
         return installer.install(str(bundle))
+
+    def settle(self) -> None:
+        """Waits until nobody holds the releases any more."""
+        with hold_home(str(self.root), "net", Disk()):
+            pass
 
     def in_use(self, root: Path | None = None) -> str:
         """The release in use, after all its digests were compared."""
@@ -58,9 +72,9 @@ class Board:
         assert may_be_new or found == "old"
         return found
 
-    def check_next(self, root: Path | None = None) -> None:
+    def check_next(self, root: Path | None = None, *, start_watcher: Any = Watcher) -> None:
         """The next deployment succeeds, leaves nothing lying about, and the way back is whole."""
-        self.install(self.new, root=root)
+        self.install(self.new, root=root, start_watcher=start_watcher)
         assert self.check(root=root) == "new"
         home = (root or self.root) / "net"
         assert linked(str(home / "previous")) == opened(self.old).digest
@@ -68,5 +82,6 @@ class Board:
         (row,) = status(str(root or self.root))
         assert set(row["releases"]) == {opened(self.old).digest, opened(self.new).digest}
         assert read_state(str(home))["running"] is None
-        Installer(str(root or self.root), who="tester", self_test=passes).rollback("net")
+        back = Installer(str(root or self.root), who="tester", self_test=passes, start_watcher=start_watcher)
+        back.rollback("net")
         assert self.check(root=root) == "old"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from devices import release
-from devices.board.release_install import STEPS
+from devices import release, service
+from devices.board.release_home import read_state
+from devices.board.release_install import STEPS, WATCH_STEPS
 from devices.errors import DeviceError
 from devices.profile import DeviceProfile
 from devices.transport_config import SshTransport
@@ -50,7 +51,7 @@ def far(server: SshServer, tmp_path: Path, board: Board) -> tuple[Board, DeviceP
     return board, profile
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step not in WATCH_STEPS])
 def test_the_connection_is_cut(step: str, far: tuple[Board, DeviceProfile], server: SshServer, fault: Fault) -> None:
     board, profile = far
     with fault():
@@ -60,6 +61,46 @@ def test_the_connection_is_cut(step: str, far: tuple[Board, DeviceProfile], serv
         assert release.install(profile, board.root, board.new)["name"] == "net"
         assert board.check() == "new"
         assert release.rollback(profile, board.root, "net") == opened(board.old).digest
+
+
+@pytest.mark.parametrize(
+    ("step", "bad"),
+    [
+        *((step, False) for step in ("announce", "switch", "restart", "watch", "previous", "prune")),
+        *((step, True) for step in ("switch", "restart", "watch", "back", "prune")),
+    ],
+)
+def test_the_connection_is_cut_around_a_watch(
+    step: str, *, bad: bool, far: tuple[Board, DeviceProfile], server: SshServer, fault: Fault
+) -> None:
+    """The board finishes by itself: after the cut the host does nothing until nobody holds the releases there."""
+    board, profile = far
+    old, new = opened(board.old).digest, opened(board.new).digest
+    check = ["sh", "-c", f'test "$EDGESHIP_RELEASE" != {new}'] if bad else ["true"]
+    settings = {"check": check, "restart": ["true"], "come_up_s": 1 if bad else 30, "watch_s": 0.5}
+    service.set_service(profile, board.root, None, settings)
+    with fault():
+        steps = []
+
+        def on_step(now: str) -> None:
+            steps.append(now)
+            if now == step:
+                server.cut()
+
+        with contextlib.suppress(DeviceError):
+            release.install(profile, board.root, board.new, on_step=on_step)
+        assert step in steps
+        board.settle()
+        if step in {"announce", "switch"}:  # the switch itself may have come to pass or not
+            assert board.in_use() in ({old} if bad else {old, new})
+        else:
+            assert board.in_use() == (old if bad else new)
+            last = read_state(str(board.home))["history"][-1]
+            assert last["result"] == ("rolled back" if bad else "done")
+        service.set_service(profile, board.root, None, {"check": ["true"], "come_up_s": 30})
+        assert release.install(profile, board.root, board.new)["name"] == "net"
+        assert board.check() == "new"
+        assert release.rollback(profile, board.root, "net") == old
 
 
 def test_the_connection_is_cut_while_the_bundle_is_on_its_way(

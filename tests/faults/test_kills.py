@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,41 +13,17 @@ import numpy as np
 import pytest
 
 from devices.board.release_home import read_state
-from devices.board.release_install import STEPS
+from devices.board.release_install import STEPS as ALL_STEPS
+from devices.board.release_install import WATCH_STEPS
 from tests.bundles import make_bundle, opened, trust
 from tests.faults.board import Board
+from tests.faults.processes import HOST, INSTALLER, killed
 
 Fault = Callable[[], AbstractContextManager[None]]
 
-ROOT = Path(__file__).parents[2]
+STEPS = tuple(step for step in ALL_STEPS if step not in WATCH_STEPS)
 ROLLBACK_STEPS = ("lock", "recover", "signature", "begin", "self-test", "announce", "switch", "previous", "record")
 AFTER_SWITCH = STEPS[STEPS.index("switch") + 1 :]
-
-INSTALLER = """
-import os, signal, sys
-from devices.board.release_install import Installer
-from tests.faults.board import passes
-
-def on_step(step):
-    if step == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-installer = Installer(sys.argv[1], who="victim", on_step=on_step, self_test=passes)
-installer.rollback("net") if sys.argv[2] == "rollback" else installer.install(sys.argv[2])
-"""
-
-HOST = """
-import os, signal, sys
-from pathlib import Path
-from devices.profile import load_profile
-from devices.release import install
-
-def on_step(step):
-    if step == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-install(load_profile("local"), Path(sys.argv[1]), Path(sys.argv[2]), on_step=on_step)
-"""
 
 SELF_TEST = """
 import os, signal, sys, threading, time
@@ -62,19 +35,6 @@ def on_step(step):
 
 Installer(sys.argv[1], who="victim", on_step=on_step).install(sys.argv[2])
 """
-
-
-def killed(code: str, *arguments: str) -> None:
-    """Runs it until it ends itself by SIGKILL."""
-    scratch = {name: os.environ[name] for name in ("TMPDIR",) if name in os.environ}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": "/", **scratch},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -9, done.stderr
 
 
 @pytest.mark.parametrize("step", STEPS)

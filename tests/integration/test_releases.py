@@ -198,6 +198,36 @@ def test_over_ssh(place: Place, bundles: dict[str, dict[str, Any]]) -> None:
     assert signed["changed"]
 
 
+def test_a_service_is_watched_over_ssh(place: Place, bundles: dict[str, dict[str, Any]]) -> None:
+    """Of a board of its own, which is not well with the second release."""
+    place.told("trust", "--device", "board.yaml", "--root", "watched", "--allowed-signers", "signers")
+    board = ("--device", "board.yaml", "--root", "watched")
+    assert "no service is set" in place.edgeship("service", *board).stdout
+    assert "no program" in place.edgeship("service", *board, "--check", "no-such-program", code=2).stderr
+    assert "one of the two" in place.edgeship("service", *board, "--off", "--watch", "1", code=2).stderr
+    bad = bundles["two"]["digest"]
+    script = f'test "$EDGESHIP_RELEASE" != {bad} || {{ echo no frames >&2; exit 7; }}'
+    times = ("--come-up", "5", "--watch", "0.5")
+    told = place.told("service", *board, "--check", f"sh -c '{script}'", "--restart", "true", *times)
+    assert told["all"]["check"][1:] == ["-c", script]
+    assert "watched for 0.5 s at" in place.edgeship("service", *board).stdout
+    deployed = place.edgeship("deploy", "one.edgeship", *board)
+    assert "board: watch" in deployed.stderr
+    assert "its service watched for 0.5 s" in deployed.stdout
+    failed = place.edgeship("deploy", "two.edgeship", *board, code=3)
+    assert "no frames" in failed.stderr
+    assert f"{bundles['one']['digest']}, is in use again" in " ".join(failed.stderr.split())
+    (row,) = place.told("status", *board)["releases"]
+    assert (row["current_digest"], row["held"]) == (bundles["one"]["digest"], False)
+    assert row["history"][-1]["result"] == "rolled back"
+    assert place.told("service", *board, "--off") == {"all": None, "models": {}}
+    assert place.told("deploy", "two.edgeship", *board)["watched_s"] is None
+    place.told("service", *board, "--check", f"sh -c '{script}'", "--come-up", "1")
+    place.edgeship("deploy", "one.edgeship", *board)
+    assert "stays in use" in " ".join(place.edgeship("rollback", "own-net", *board, code=3).stderr.split())
+    assert place.told("status", *board)["releases"][0]["current_digest"] == bad
+
+
 def test_here(place: Place, bundles: dict[str, dict[str, Any]]) -> None:
     assert place.told("deploy", "one.edgeship", "--root", "root")["changed"]
     settings = json.loads((place.directory / "root" / ".board" / "settings.json").read_text())

@@ -19,6 +19,7 @@ _REQUESTS: Family = ("edgeship_requests_total", "counter", "Requests answered, b
 _DURATION: Family = ("edgeship_request_seconds", "histogram", "From a request's head to its answer sent.")
 _INFERENCE: Family = ("edgeship_inference_seconds", "histogram", "The model alone.")
 _CONFIDENCE: Family = ("edgeship_confidence", "histogram", "Calibrated probability of the top class.")
+_ERRORS: Family = ("edgeship_model_errors_total", "counter", "Requests for a model answered with 500 or above.")
 _SWITCHES: Family = ("edgeship_model_switches_total", "counter", "Changes to another release, by outcome.")
 
 
@@ -65,6 +66,11 @@ class Metrics:
         """The calibrated probability of a top class."""
         with self._lock:
             self._observe(_CONFIDENCE, (("model", model),), CONFIDENCES, value)
+
+    def model_error(self, model: str, release: str, status: int) -> None:
+        """One request for a model that the server could not answer."""
+        with self._lock:
+            self._count(_ERRORS, (("model", model), ("release", release), ("code", str(status))))
 
     def switch(self, model: str, *, succeeded: bool) -> None:
         """A try to serve another release."""

@@ -137,13 +137,15 @@ class ServedModel:
         Requests that have begun stay with the old release, which leaves the memory after the last of them.
 
         Args:
-            again: Try also a release that was refused before.
+            again: Try also a release that was refused before, and that the link has named ever since.
 
         Returns:
             Whether the switch succeeded; None where there was none to make.
         """
         self._forget_before()
         digest, served = current_digest(self._root, self.name), self.copies.model.release.digest
+        if digest == served:
+            self._refused = None  # somebody went back; what comes next was put there anew
         if digest is None or digest == served or (digest == self._refused and not again):
             return None
         try:

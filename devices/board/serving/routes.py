@@ -20,7 +20,7 @@ from ..model import BadInput, InstalledModel
 from . import metrics, protocol
 from .access import Access
 from .models import Copies, ServedModel, is_classifier
-from .wire import Connection, Head, HttpError, Response, aligned_bytes
+from .wire import Connection, ConnectionEnded, Head, HttpError, Response, aligned_bytes
 
 SERVER_NAME = "edgeship-board"
 SERVER_VERSION = "1"
@@ -30,6 +30,8 @@ Array = np.ndarray
 
 _MAX_TOP = 1000
 _MIB = 1 << 20
+_STARTED = time.time()
+"""Of this process, as well as Python knows it."""
 
 
 class Limits(NamedTuple):
@@ -72,6 +74,7 @@ class Application:
                 ((), (resident_memory_mb() or math.nan) * _MIB)
             ],
             ("edgeship_buffered_bytes", "gauge", "Of the bodies of requests."): lambda: [((), float(self._buffered))],
+            ("process_start_time_seconds", "gauge", "When this process started, Unix time."): lambda: [((), _STARTED)],
         }
 
     def handle(self, head: Head, connection: Connection) -> Tuple[str, Response]:
@@ -152,7 +155,7 @@ class Application:
     def _infer(self, name: str, copies: Copies, head: Head, connection: Connection) -> Response:
         feeds = copies.model.feeds
         json_limit, binary_limit = protocol.json_limit(feeds), protocol.binary_limit(feeds)
-        with self._reserved(head, json_limit + binary_limit) as reserve:
+        with self._errors_counted(copies), self._reserved(head, json_limit + binary_limit) as reserve:
             text, binary = _read_parts(head, connection, json_limit, binary_limit, reserve)
             with self._models[name].place():
                 call = protocol.read_call(text, binary, copies.model)
@@ -167,7 +170,7 @@ class Application:
     def _classify(self, name: str, copies: Copies, head: Head, connection: Connection) -> Response:
         copies.model.check_classifier()
         top = _top(head.query)
-        with self._reserved(head, self._limits.image_bytes) as reserve:
+        with self._errors_counted(copies), self._reserved(head, self._limits.image_bytes) as reserve:
             data = _read_all(head, connection, self._limits.image_bytes, reserve)
             with self._models[name].place():
                 pixels = decode_image(data, max_pixels=self._limits.image_pixels)
@@ -183,6 +186,27 @@ class Application:
         answers = model.run(arrays)
         self._metrics.inference(model.release.name, time.perf_counter() - begun)
         return answers
+
+    @contextlib.contextmanager
+    def _errors_counted(self, copies: Copies) -> Iterator[None]:
+        """Counts what `handle` and the server answer with 500 or above, by the release that was asked."""
+        status = 200
+        try:
+            yield
+        except HttpError as error:
+            status = error.status
+            raise
+        except (BadInput, ImageRejected, ConnectionEnded, OSError):  # the client's
+            raise
+        except MemoryError:
+            status = 503
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            if status >= 500:
+                self._metrics.model_error(copies.model.release.name, copies.model.release.digest, status)
 
     @contextlib.contextmanager
     def _reserved(self, head: Head, limit: int) -> Iterator[Callable[[int], None]]:

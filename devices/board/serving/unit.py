@@ -1,4 +1,8 @@
-"""The systemd unit of the server: a user of its own, and nothing of the machine that it does not need."""
+"""The systemd units of a board.
+
+That of the server: a user of its own, and nothing of the machine that it does not need. And one that finishes an
+interrupted installation at boot, before the server starts, as the user that owns the releases.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +83,54 @@ MemoryMax={memory_max}
 WantedBy=multi-user.target
 """
 
+_RECOVERY = """\
+# Written by `edgeship-board unit --recover`. Install it as /etc/systemd/system/edgeship-recover.service, then:
+#   systemctl daemon-reload && systemctl enable edgeship-recover
+[Unit]
+Description=Edgeship: goes back from a release whose watch was interrupted
+After=local-fs.target
+Before={before}
+RequiresMountsFor={quoted_root}
+ConditionPathExists={root}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={command}
+TimeoutStartSec=300
+User={user}
+{environment}
+UMask=0022
+WorkingDirectory=/
+ProtectSystem=strict
+ProtectHome={protect_home}
+{bind}
+ReadWritePaths={quoted_root}
+PrivateTmp=yes
+PrivateDevices=yes
+PrivateNetwork=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
 
 def unit_text(
     command: Sequence[str],
@@ -107,14 +159,8 @@ def unit_text(
     Raises:
         AgentError: A word can't be written in a unit.
     """
-    for word in (*command, root, *packages, *reads, token_file, group, memory_max):
-        if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
-            raise AgentError(f"{word!r} holds a control character, which a unit can't; take another path")
-    for path in (command[0], root, *packages, *reads, token_file or "/"):
-        if not path.startswith("/"):
-            raise AgentError(f"{path!r} is no absolute path, which a unit needs")
-        if ":" in path:
-            raise AgentError(f"{path!r} holds a colon, which parts paths in a unit; take another path")
+    _check_words([*command, root, *packages, *reads, token_file, group, memory_max])
+    _check_paths([command[0], root, *packages, *reads, token_file or "/"])
     words = [*command]
     if token_file:
         words += ["--token-file", _CREDENTIAL]
@@ -132,6 +178,61 @@ def unit_text(
     ).splitlines()
     kept: List[str] = [line for line in lines if line and line != "SupplementaryGroups="]
     return "\n".join(_spaced(kept)) + "\n"
+
+
+def recovery_text(
+    command: Sequence[str],
+    *,
+    root: str,
+    user: str,
+    packages: Sequence[str] = (),
+    reads: Sequence[str] = (),
+    before: Sequence[str] = ("edgeship-board.service",),
+) -> str:
+    """The text of the unit that runs once at boot.
+
+    Args:
+        command: That finishes what was interrupted, with an absolute path first.
+        root: Where releases lie, the only place that may be written.
+        user: Owns them.
+        packages: Directories that Python also looks for packages in.
+        reads: Further files and directories that are read.
+        before: Units of the services that use the releases.
+
+    Raises:
+        AgentError: A word can't be written in a unit.
+    """
+    _check_words([*command, root, user, *packages, *reads, *before])
+    _check_paths([command[0], root, *packages, *reads])
+    at_home = sorted({path for path in (*packages, *reads) if path.startswith(_HOMES)})
+    lines = _RECOVERY.format(
+        root=_escaped(root),
+        quoted_root=_quoted(root),
+        command=" ".join(map(_quoted, command)),
+        user=_escaped(user),
+        before=" ".join(before),
+        environment=f"Environment={_quoted('PYTHONPATH=' + ':'.join(packages))}" if packages else "",
+        protect_home="tmpfs" if at_home or root.startswith(_HOMES) else "yes",
+        bind="\n".join(
+            [f"BindReadOnlyPaths={_quoted(path)}" for path in at_home]
+            + ([f"BindPaths={_quoted(root)}"] if root.startswith(_HOMES) else [])
+        ),
+    ).splitlines()
+    return "\n".join(_spaced([line for line in lines if line])) + "\n"
+
+
+def _check_words(words: Sequence[str]) -> None:
+    for word in words:
+        if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
+            raise AgentError(f"{word!r} holds a control character, which a unit can't; take another path")
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    for path in paths:
+        if not path.startswith("/"):
+            raise AgentError(f"{path!r} is no absolute path, which a unit needs")
+        if ":" in path:
+            raise AgentError(f"{path!r} holds a colon, which parts paths in a unit; take another path")
 
 
 def _spaced(lines: Sequence[str]) -> List[str]:

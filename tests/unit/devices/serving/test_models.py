@@ -56,6 +56,19 @@ def test_a_release_that_can_not_be_served_is_tried_once(tmp_path: Path) -> None:
     assert model.refresh() is None
 
 
+def test_a_refused_release_is_tried_again_once_it_was_taken_back(tmp_path: Path) -> None:
+    """Whoever deploys it a second time wants to know whether it can be served now."""
+    root, told = tmp_path / "root", list[str]()
+    put_fake(root, tmp_path)
+    model = served(tmp_path, told)
+    put_fake(root, tmp_path, seed=1, behaviour="reject")
+    assert model.refresh() is False
+    go_back(root)
+    assert model.refresh() is None
+    put_fake(root, tmp_path, seed=1, behaviour="reject")
+    assert model.refresh() is False
+
+
 def test_labels_that_do_not_fit_are_found_before_the_switch(tmp_path: Path) -> None:
     model = fake_model(tmp_path / "model.fake")
     put(tmp_path / "root", {**image_manifest(model), "classes": ["one"]}, model)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import shutil
 import socket
@@ -11,7 +13,7 @@ import pytest
 from devices.board import program
 from devices.board.errors import AgentError
 from devices.board.serving.notify import Supervisor
-from devices.board.serving.unit import unit_text
+from devices.board.serving.unit import recovery_text, unit_text
 
 TOKEN_FILE = "/etc/edgeship/token"  # noqa: S105
 COMMAND = ["/usr/bin/true", "-m", "board", "serve"]
@@ -74,13 +76,61 @@ def test_words_that_a_unit_can_not_hold() -> None:
         unit_text(COMMAND, root="srv")
 
 
+def test_what_runs_at_boot() -> None:
+    found = settings(recovery_text(COMMAND, root="/srv/edgeship", user="pi", packages=["/opt/edgeship"]))
+    assert found["Type"] == ["oneshot"]
+    assert found["User"] == ["pi"]
+    assert found["Before"] == ["edgeship-board.service"]
+    assert found["ReadWritePaths"] == ["/srv/edgeship"]
+    assert found["ProtectHome"] == ["yes"]
+    assert "BindPaths" not in found
+    text = recovery_text(
+        COMMAND, root="/home/pi/r", user="pi", reads=["/home/pi/venv"], before=["a.service", "b.service"]
+    )
+    found = settings(text)
+    assert found["ProtectHome"] == ["tmpfs"]
+    assert (found["BindPaths"], found["BindReadOnlyPaths"]) == (["/home/pi/r"], ["/home/pi/venv"])
+    assert found["Before"] == ["a.service b.service"]
+    with pytest.raises(AgentError, match="control character"):
+        recovery_text(COMMAND, root="/srv", user="pi\nExecStart=/bin/sh")
+
+
+def test_the_command_writes_what_runs_at_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_check_owned_by_root", lambda _: None)
+    output = tmp_path / "unit"
+    assert program.main(["unit", "--recover", "--root", str(tmp_path), "--output", str(output)]) == 0
+    found = settings(output.read_text())
+    assert found["ExecStart"][0].endswith(f" -m devices.board recover --no-restart --root {tmp_path}")
+    assert found["User"] == [pwd.getpwuid(tmp_path.stat().st_uid).pw_name]
+
+
+def test_root_runs_nothing_that_others_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may give files away")
+    program._check_owned_by_root(["/usr/bin"])
+    (tmp_path / "code").mkdir()
+    os.chown(tmp_path / "code", 1234, 1234)
+    with pytest.raises(AgentError, match="others may change"):
+        program._check_owned_by_root([str(tmp_path / "code" / "..") + "/code"])
+    os.chown(tmp_path / "code", 0, 0)
+    (tmp_path / "code").chmod(0o777)
+    with pytest.raises(AgentError, match="others may change"):
+        program._check_owned_by_root([str(tmp_path / "code")])
+
+
+@pytest.mark.parametrize("recovery", [False, True], ids=["server", "recovery"])
 @pytest.mark.parametrize("root", ["/srv/edgeship", "/home/pi/edge ship"])
-def test_systemd_takes_the_unit(tmp_path: Path, root: str) -> None:
+def test_systemd_takes_the_unit(tmp_path: Path, root: str, *, recovery: bool) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
     path = tmp_path / "edgeship-board.service"
-    path.write_text(unit_text(COMMAND, root=root, token_file=TOKEN_FILE))
+    made = (
+        recovery_text(COMMAND, root=root, user="root")
+        if recovery
+        else unit_text(COMMAND, root=root, token_file=TOKEN_FILE)
+    )
+    path.write_text(made.replace("Before=edgeship-board.service\n", ""))
     done = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
     complaints = [line for line in done.stderr.splitlines() if path.name in line]
     assert (done.returncode, complaints) == (0, [])
