@@ -132,7 +132,7 @@ def parse_share(text: str, *, by: str, at_least: int = 0) -> Share:
     Raises:
         FleetError: It is neither.
     """
-    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(%?)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(%?)\s*", text)
     value = float(match[1]) if match else 0.0
     percent = bool(match and match[2])
     whole = percent or value == int(value)

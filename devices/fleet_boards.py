@@ -26,7 +26,7 @@ from devices.errors import (
 )
 from devices.fleet import FleetBoard, Verdict
 from devices.fleet_rollout import OnStep
-from devices.release import install, set_trust, status
+from devices.release import ReleaseStatus, install, set_trust, status
 from devices.transport_config import SshTransport
 from devices.transports.ssh_link import close_link
 
@@ -84,7 +84,8 @@ class Deployment:
         on_step(SEND)
         try:
             with connected(board):
-                known = self._asked(board) if ask and not self.dry_run else None
+                rows = status(board.profile, board.root)[1] if ask and not self.dry_run else []
+                known = came_to(next((row for row in rows if row.name == self.name), None), self.digest)
                 if known is not None:
                     return known
                 told = install(board.profile, board.root, self.bundle, dry_run=self.dry_run, on_step=note)
@@ -95,17 +96,22 @@ class Deployment:
         # What an earlier try of this deployment brought there is in use by this deployment.
         return Verdict("updated" if told["changed"] or ask else "already in use")
 
-    def _asked(self, board: FleetBoard) -> Verdict | None:
-        """What an earlier try came to, where the board can tell; None where it is to be tried again."""
-        row = next((row for row in status(board.profile, board.root)[1] if row.name == self.name), None)
-        if row is None or row.running is not None:
-            return None
-        if row.current_digest == self.digest and row.current is not None:
-            return Verdict("updated")
-        last = row.history[-1] if row.history else {}
-        if (last.get("action"), last.get("result")) == ("rollback", "done") and row.previous_digest == self.digest:
-            return Verdict("rolled back", reason=f"{last.get('who', 'somebody')} went back to the release before")
+
+def came_to(row: ReleaseStatus | None, digest: str) -> Verdict | None:
+    """What an earlier try of a release came to, where the board can tell; None where it is to be tried again.
+
+    Args:
+        row: What the board says of that name.
+        digest: Of the release.
+    """
+    if row is None or row.running is not None:
         return None
+    if row.current_digest == digest and row.current is not None:
+        return Verdict("updated")
+    last = row.history[-1] if row.history else {}
+    if (last.get("action"), last.get("result")) == ("rollback", "done") and row.previous_digest == digest:
+        return Verdict("rolled back", reason=f"{last.get('who', 'somebody')} went back to the release before")
+    return None
 
 
 def verdict_of(board: FleetBoard, error: DeviceError, step: str, *, switched: bool) -> Verdict:

@@ -22,6 +22,7 @@ OnStep = Callable[[str], None]
 End = Literal["done", "stopped", "paused"]
 """How a deployment ends: nothing is left to do; too many boards failed; somebody asked for it."""
 _NUM_EVENTS = 256
+_NOT_SEEN_SINCE = "; it was not reached since"
 
 
 class Act(Protocol):
@@ -48,6 +49,7 @@ class Row:
         reason: See `Verdict`.
         again: See `Verdict`.
         ask: See `Act`.
+        is_lost: Whether it was lost while it was at the release, and not reached since.
         tries: In this run.
         seconds: The last try took.
         begun: When the last try began, by the monotonic clock.
@@ -59,6 +61,7 @@ class Row:
     reason: str = ""
     again: bool = False
     ask: bool = False
+    is_lost: bool = False
     tries: int = 0
     seconds: float = 0.0
     begun: float = field(default=-1e9, repr=False)
@@ -97,7 +100,7 @@ class Rollout:
         self.rows = {board.name: _taken_over(board, journal.past, retry_bad=retry_bad) for board in in_turn(boards)}
         self.counts: Counter[State] = Counter(row.state for row in self.rows.values())
         self._events: queue.Queue[tuple[Row, str | Verdict]] = queue.Queue(_NUM_EVENTS)
-        self._running = 0
+        self._at_work: dict[str, Row] = {}
 
     def run(self) -> End:
         """Does it. An interrupt leaves boards that are under way to themselves; the next run asks them.
@@ -109,45 +112,44 @@ class Rollout:
             end = self._run()
         except KeyboardInterrupt:
             end = "paused"
+            for row in self._at_work.values():
+                self._set_state(row, "waiting")
+                row.reason = "it was under way; the next run asks it"
         self._journal.end(end)
         return end
 
     def _run(self) -> End:
         waiting = deque(row for row in self.rows.values() if row.state == "waiting")
-        aside = self._aside()
         num_canaries, first = self._plan.canary.of(len(self.rows)), True
-        while waiting or self._due(aside, at_end=True):
-            missing = num_canaries - self._num_tried()
-            if not first and not self._wait(self._plan.pause_s if missing <= 0 else 0.0):
-                break
-            first = False
-            if missing > 0 and waiting:
-                name, size, due = "canary", missing, []
-            elif waiting:
-                name, size, due = "batch", self._plan.batch.of(len(self.rows)), self._due(aside)
+        while waiting or self._aside():
+            num_missing = num_canaries - self._num_tried()
+            if not waiting:
+                name, size, due = "retry", 0, self._wait_for_aside()
+            elif num_missing > 0:
+                name, size, due = "canary", num_missing, []
             else:
-                name, size, due = "retry", 0, self._due(aside, at_end=True)
-                if not self._wait(max(0.0, min(map(self._next_try, due)) - time.monotonic())):
-                    break
-                due = self._due(aside, at_end=True, now=True)
-            wave = [*due, *(waiting.popleft() for _ in range(min(max(size, 0), len(waiting))))]
-            left = self._wave(name, wave)
-            waiting.extendleft(reversed([row for row in left if row.state == "waiting"]))
-            aside = self._aside()
+                self._wait(0.0 if first else self._plan.pause_s)
+                # The last try is kept for the end: boards that are off have the most time to come back then.
+                name, size, due = "batch", self._plan.batch.of(len(self.rows)), self._ready(self._aside(spare=1))
+            if self._pause.is_set():
+                return "paused"
+            first = False
+            wave = [*due, *(waiting.popleft() for _ in range(min(size, len(waiting))))]
+            waiting.extendleft(reversed(self._wave(name, wave)))
             if self._is_too_much(0):
                 return "stopped"
             if self._pause.is_set():
-                break
-        return "paused" if self._pause.is_set() else "done"
+                return "paused"
+        return "done"
 
     def _wave(self, name: str, rows: Sequence[Row]) -> list[Row]:
         """Tries boards, some at a time, and one whose connection broke once more; returns those that were not begun."""
         self._tell({"wave": name, "boards": len(rows), "counts": self.counts})
         todo, repeated = deque(rows), set[str]()
-        while self._running or todo:
-            while todo and self._running < self._plan.parallel and not self._is_halted(len(todo)):
+        while self._at_work or todo:
+            while todo and len(self._at_work) < self._plan.parallel and not self._is_halted(len(todo)):
                 self._begin(todo.popleft())
-            if not self._running:
+            if not self._at_work:
                 break
             row, event = self._events.get()
             if isinstance(event, str):
@@ -159,12 +161,15 @@ class Rollout:
                     self._set_state(row, "waiting")
                     todo.append(row)
                 repeated.add(row.board.name)
-        return list(todo)
+        for row in todo:
+            if row.board.name in repeated:  # its second try does not come any more
+                self._set_state(row, "failed")
+        return [row for row in todo if row.state == "waiting"]
 
     def _begin(self, row: Row) -> None:
         self._journal.note(row.board.name, Record(row.board.place, BEGUN, tries=row.tries + 1))
         row.tries, row.begun = row.tries + 1, time.monotonic()
-        self._running += 1
+        self._at_work[row.board.name] = row
         threading.Thread(target=self._work, args=(row,), name=f"fleet {row.board.name}", daemon=True).start()
 
     def _work(self, row: Row) -> None:
@@ -177,9 +182,14 @@ class Rollout:
             self._events.put((row, verdict))
 
     def _end(self, row: Row, verdict: Verdict) -> None:
-        self._running -= 1
+        del self._at_work[row.board.name]
+        if verdict.state == "off" and row.is_lost:
+            # It was lost while it was at the release, which may be why: a failure, and not just a board that is off.
+            reason = row.reason.removesuffix(_NOT_SEEN_SINCE) + _NOT_SEEN_SINCE
+            verdict = Verdict("failed", row.step, reason, again=True)
         # A try that broke off may have got as far as the switch: the next one asks.
-        row.ask = row.ask or verdict.state == "failed"
+        row.is_lost = verdict.state == "failed" and verdict.again
+        row.ask = row.ask or row.is_lost
         self._set_state(row, verdict.state)
         row.step, row.reason, row.again = verdict.step, verdict.reason, verdict.again
         row.seconds = time.monotonic() - row.begun
@@ -193,7 +203,7 @@ class Rollout:
 
     def _is_halted(self, num_todo: int) -> bool:
         """Whether no board may be begun: somebody asked, or too many have failed even if all others succeed."""
-        return self._pause.is_set() or self._is_too_much(self._running + num_todo)
+        return self._pause.is_set() or self._is_too_much(len(self._at_work) + num_todo)
 
     def _is_too_much(self, num_pending: int) -> bool:
         failed = sum(self.counts[state] for state in BAD)
@@ -202,25 +212,30 @@ class Rollout:
     def _num_tried(self) -> int:
         return sum(self.counts[state] for state in BAD | GOOD)
 
-    def _aside(self) -> list[Row]:
-        return [row for row in self.rows.values() if row.again and row.state in ("off", "failed")]
+    def _aside(self, *, spare: int = 0) -> list[Row]:
+        """Boards that are to be tried again, and have more than so many tries left."""
+        limit = self._plan.attempts - spare
+        return [row for row in self.rows.values() if row.again and row.state in ("off", "failed") and row.tries < limit]
+
+    def _ready(self, aside: Iterable[Row]) -> list[Row]:
+        """Those whose last try is long enough ago."""
+        now = time.monotonic() + 1e-3
+        return [row for row in aside if self._next_try(row) <= now]
+
+    def _wait_for_aside(self) -> list[Row]:
+        """Waits for the first that can be tried again; returns all that can then, or none after a request to pause."""
+        aside = self._aside()
+        self._wait(min(map(self._next_try, aside)) - time.monotonic())
+        return self._ready(aside)
 
     def _next_try(self, row: Row) -> float:
         return row.begun + row.seconds + self._plan.retry_off_s
 
-    def _due(self, aside: Iterable[Row], *, at_end: bool = False, now: bool | None = None) -> list[Row]:
-        """Boards to be tried again; the last try is kept for the end, when they had the most time to come back."""
-        limit = self._plan.attempts - (not at_end)
-        wait = (not at_end) if now is None else now
-        return [
-            row for row in aside if row.tries < limit and not (wait and self._next_try(row) > time.monotonic() + 1e-3)
-        ]
-
-    def _wait(self, seconds: float) -> bool:
-        """Waits; returns whether to go on."""
+    def _wait(self, seconds: float) -> None:
+        """Waits, or until somebody asks to pause."""
         if seconds > 0 and not self._pause.is_set():
             self._tell({"wait_s": seconds})
-        return not self._pause.wait(max(seconds, 0.0))
+            self._pause.wait(seconds)
 
 
 def check_plan(plan: Plan, boards: Sequence[FleetBoard]) -> None:
@@ -243,8 +258,9 @@ def _taken_over(board: FleetBoard, past: Past, *, retry_bad: bool) -> Row:
     if known.state in (BEGUN, "waiting") or (retry_bad and known.state in BAD):
         return Row(board, ask=known.state in (BEGUN, "failed"))
     state: Any = known.state
-    again = state in ("off", "failed")
-    return Row(board, state, known.step, known.reason, again=again, ask=state == "failed", seconds=known.seconds)
+    # What the transport failed at may have been mended; what the board refuses it would refuse again.
+    again, is_lost = state in ("off", "failed"), state == "failed" and known.again
+    return Row(board, state, known.step, known.reason, again=again, ask=is_lost, is_lost=is_lost, seconds=known.seconds)
 
 
 def _record(row: Row) -> Record:

@@ -138,7 +138,7 @@ def status_rows(found: Sequence[BoardStatus]) -> list[tuple[str, ...]]:
     for each in found:
         place = each.board.name, each.board.group
         if each.releases is None:
-            rows.append((*place, "-", f"off: {each.reason}", "-", "-"))
+            rows.append((*place, "-", f"not reached: {each.reason}", "-", "-"))
             continue
         for row in each.releases or ({"name": None},):
             form = f"{row['target']} {row['precision']}" if row.get("target") else "-"
