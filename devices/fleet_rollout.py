@@ -76,7 +76,8 @@ class Rollout:
         plan: How.
         journal: Knows what was done before, and gets what is done now.
         retry_bad: Whether boards that failed before are tried again from the start.
-        tell: Takes what happens: `{"wave", "boards"}`, `{"board", "step"}`, `{"row"}`, `{"wait_s"}`.
+        tell: Takes what happens: `{"wave", "boards"}`, `{"board", "step"}`, `{"row"}`, `{"wait_s"}`,
+            `{"pausing"}` (how many boards are still at work).
         pause: Once it is set, no board is begun any more.
 
     Attributes:
@@ -122,6 +123,8 @@ class Rollout:
         waiting = deque(row for row in self.rows.values() if row.state == "waiting")
         num_canaries, first = self._plan.canary.of(len(self.rows)), True
         while waiting or self._aside():
+            if self._is_too_much(0):
+                return "stopped"
             num_missing = num_canaries - self._num_tried()
             if not waiting:
                 name, size, due = "retry", 0, self._wait_for_aside()
@@ -136,22 +139,23 @@ class Rollout:
             first = False
             wave = [*due, *(waiting.popleft() for _ in range(min(size, len(waiting))))]
             waiting.extendleft(reversed(self._wave(name, wave)))
-            if self._is_too_much(0):
-                return "stopped"
-            if self._pause.is_set():
+            if self._pause.is_set() and not self._is_too_much(0):
                 return "paused"
-        return "done"
+        return "stopped" if self._is_too_much(0) else "done"
 
     def _wave(self, name: str, rows: Sequence[Row]) -> list[Row]:
         """Tries boards, some at a time, and one whose connection broke once more; returns those that were not begun."""
         self._tell({"wave": name, "boards": len(rows), "counts": self.counts})
-        todo, repeated = deque(rows), set[str]()
+        todo, repeated, told = deque(rows), set[str](), False
         while self._at_work or todo:
             while todo and len(self._at_work) < self._plan.parallel and not self._is_halted(len(todo)):
                 self._begin(todo.popleft())
             if not self._at_work:
                 break
             row, event = self._events.get()
+            if self._pause.is_set() and not told:
+                told = True
+                self._tell({"pausing": len(self._at_work)})
             if isinstance(event, str):
                 self._tell({"board": row.board.name, "step": event})
                 continue

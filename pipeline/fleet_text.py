@@ -204,6 +204,8 @@ def event_line(event: Mapping[str, Any]) -> str | None:
         failed, off = sum(counts[state] for state in BAD), counts["off"]
         past = f" ({_tried(counts):,} tried, {failed:,} failed, {off:,} off)" if _tried(counts) or off else ""
         return f"{event['wave']} of {counted(event['boards'], 'board')}{past}"
+    if "pausing" in event:
+        return f"pausing: {counted(event['pausing'], 'board')} under way; a second Ctrl-C leaves them to themselves"
     if "wait_s" in event:
         return f"waits {duration(event['wait_s'])}"
     if "row" in event:

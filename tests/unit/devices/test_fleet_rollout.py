@@ -15,7 +15,7 @@ import pytest
 
 from devices.errors import FleetError
 from devices.fleet import FleetBoard, Plan, Share, Verdict, parse_share
-from devices.fleet_journal import JOURNAL, Journal, hold_fleet, read_past
+from devices.fleet_journal import JOURNAL, Journal, Record, hold_fleet, read_past
 from devices.fleet_rollout import OnStep, Rollout, check_plan
 from devices.profile import load_profile
 
@@ -241,6 +241,15 @@ def test_an_interrupt_leaves_what_is_under_way_to_be_asked(tmp_path: Path) -> No
     assert deploy(tmp_path, make_boards(3), act).end == "done"
     assert act.calls[0] == ("b0", True)
     assert all(not asked for name, asked in act.calls if name != "b0")
+
+
+def test_a_run_that_was_killed_when_it_should_have_stopped_does_not_go_on(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.start({})
+        journal.note("b0", Record(make_boards(1)[0].place, "refused", reason="other answers", tries=1))
+    act = Script()
+    assert deploy(tmp_path, make_boards(50), act, replace(QUICK, canary=Share(0, percent=False))).end == "stopped"
+    assert act.names == []
 
 
 def test_after_a_stop_those_that_failed_are_tried_first_where_that_is_asked_for(tmp_path: Path) -> None:
