@@ -103,7 +103,7 @@ def check_row(fleet: FakeFleet, row: dict[str, Any]) -> str:
     return found
 
 
-def test_a_thousand_boards_of_which_a_tenth_fails(tmp_path: Path, fault: Fault, request: pytest.FixtureRequest) -> None:
+def test_a_thousand_boards_of_which_a_tenth_fails(tmp_path: Path, fault: Fault, note: Callable[[str], None]) -> None:
     fleet = make_fleet(tmp_path, NUM_BOARDS, NUM_FAILING)
     assert len(fleet.faults) == NUM_FAILING
     assert {each["kind"] for each in fleet.faults.values()} == {"killed", *KINDS}
@@ -111,10 +111,8 @@ def test_a_thousand_boards_of_which_a_tenth_fails(tmp_path: Path, fault: Fault, 
     told = fleet.deploy()
     report = told["report"]
     memory = f"{told['before_kib'] / 1024:.0f} MiB before, {told['peak_kib'] / 1024:.0f} MiB at its peak"
-    said = (
-        f"{NUM_BOARDS} boards in {told['seconds']:.1f} s: {report['text']} Memory of the deploying process: {memory}."
-    )
-    request.config.get_terminal_writer().line(f"\n{said}")
+    text = f"{NUM_BOARDS} boards in {told['seconds']:.1f} s: {report['text']}"
+    note(f"{text} Memory of the deploying process: {memory}.")
     assert report["state"] == "done"
     assert told["seconds"] < MAX_SECONDS
     assert told["peak_kib"] - told["before_kib"] < MAX_GROWTH_KIB

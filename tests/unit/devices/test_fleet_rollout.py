@@ -286,6 +286,7 @@ def test_a_torn_last_line_is_passed_over_and_a_damaged_one_is_not(tmp_path: Path
     act = Script()
     assert deploy(tmp_path, make_boards(5), act).end == "done"
     assert len(act.names) <= 1
+    assert read_past(tmp_path).ended == "done"
     path.write_bytes(whole[:40] + b"\x00" + whole[41:])
     with pytest.raises(FleetError, match=r"line 1, is damaged\. --restart"):
         read_past(tmp_path)
