@@ -98,7 +98,7 @@ test-slow: setup ## Pass the tests that take longer than ten seconds each
 	$(BIN)/pytest -m slow $(PARALLEL) $(ARGS)
 
 .PHONY: test-faults
-test-faults: setup ## Break installations in every way: killed, cut off, no room, tampered with, not well
+test-faults: setup ## Break installations in every way: killed, cut off, no room, tampered with, not well; a fleet of 1,000
 	$(BIN)/pytest tests/faults $(ARGS)
 
 TFLITE_VENV := .venv-tflite-runtime

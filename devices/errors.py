@@ -18,6 +18,7 @@
     ├── WheelMissingError            3   a package has no wheel for this board
     ├── BundleError                  2   a bundle is damaged, or not signed by somebody the device trusts
     ├── ReleaseRefusedError          3   a release failed its self-test, its budget or the watch of its service
+    ├── FleetError                   2   a fleet that is being deployed to already, a journal that can't be used
     ├── ResultsError                 2   the file of results can't be read or written
     └── VirtualBoardError            2   a virtual board that has not been built, or can't be on this machine
 
@@ -132,6 +133,12 @@ class ReleaseRefusedError(DeviceError):
     """The device did not take a release: a failed self-test, budget or watch, or releases that can't be written."""
 
 
+class FleetError(DeviceError):
+    """A deployment to a fleet that can't begin or go on: somebody else's is under way, its journal can't be used."""
+
+    exit_code = 2
+
+
 class ResultsError(DeviceError):
     """The file of results can't be read or written."""
 
@@ -165,6 +172,7 @@ ERRORS: dict[str, type[DeviceError]] = {
         WheelMissingError,
         BundleError,
         ReleaseRefusedError,
+        FleetError,
         ResultsError,
         VirtualBoardError,
     )

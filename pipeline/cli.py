@@ -121,6 +121,36 @@ def _bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return gathered
 
 
+def _fleet_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say how a bundle goes to a fleet; they arrive as `asked`, None where nothing was said."""
+    options = (
+        click.option("--fleet", "path", metavar="FLEET.yaml", type=click.Path(path_type=Path), help="All boards of a "
+                     "fleet, instead of one device: canaries first, then batches."),
+        click.option("--group", "groups", multiple=True, metavar="NAME", help="Only this group of the fleet. "
+                     "Repeatable."),
+        click.option("--canary", metavar="N|N%", help="Boards that must have it before any other.  [default: 1]"),
+        click.option("--batch", metavar="N|N%", help="Boards that get it then, at a time.  [default: 10%]"),
+        click.option("--max-failures", metavar="N|N%", help="Stop where more of those tried fail.  [default: 5%]"),
+        click.option("--parallel", type=click.IntRange(1, 256), help="Boards at the same time.  [default: 8]"),
+        click.option("--attempts", type=click.IntRange(1), help="Tries of a board that is off.  [default: 3]"),
+        click.option("--retry-off", "retry_off_s", type=click.FloatRange(0), metavar="SECONDS", help="At least so long "
+                     "between two of them.  [default: 30]"),
+        click.option("--pause", "pause_s", type=click.FloatRange(0), metavar="SECONDS", help="Between two batches."),
+        click.option("--resume", "go_on", flag_value="resume", help="Go on where it ended, also after a stop."),
+        click.option("--restart", "go_on", flag_value="restart", help="Begin anew; each board is asked."),
+    )  # fmt: skip
+    names = ("path", "groups", "canary", "batch", "max_failures", "parallel", "attempts", "retry_off_s", "pause_s",
+             "go_on")  # fmt: skip
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, asked={name: kwargs.pop(name) for name in names}, **kwargs)
+
+    for option in reversed(options):
+        gathered = option(gathered)
+    return gathered
+
+
 def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Adds a command whose errors become one message and an exit code."""
 
@@ -376,6 +406,7 @@ def package_command(
 @_ROOT
 @_SIGN
 @click.option("--dry-run", is_flag=True, help="Do everything on the device but the switch, and leave nothing there.")
+@_fleet_options
 @_SET
 @_STORE
 @_SHARED_STORE
@@ -387,13 +418,18 @@ def deploy_command(
     root: Path,
     key: Path | None,
     dry_run: bool,
+    asked: dict[str, Any],
     overrides: tuple[str, ...],
     store: Path,
     shared_store: str | None,
     runs: Path,
     as_json: bool,
 ) -> None:
-    """Put a bundle, or the model that RECIPE selects, onto a device, which checks and tests it before it switches."""
+    """Put a bundle, or the model that RECIPE selects, onto a device, which checks and tests it before it switches.
+
+    With --fleet a bundle goes to many. Exit codes then: 0 done, also where boards are off or some failed within
+    the limit; 3 stopped, or no board has it; 130 paused by Ctrl-C: boards under way end, and the same command goes on.
+    """
     import tempfile
 
     from devices.profile import load_profile
@@ -401,6 +437,10 @@ def deploy_command(
     from pipeline.deployment import deploy, deploy_bundle
     from pipeline.packaging import SUFFIX
 
+    if asked["path"] is not None:
+        _deploy_to_fleet(source, asked, root, runs, dry_run=dry_run, as_json=as_json, other=bool(key or overrides))
+        return
+    _refuse_without_fleet(asked)
     profile = load_profile(device_name)
     check_reachable(profile)
     place = _root_on(profile, root)
@@ -425,6 +465,125 @@ def deploy_command(
     watched = f", its service watched for {deployed['watched_s']:g} s" if deployed.get("watched_s") else ""
     click.echo(f"{verb} {release['name']} ({release['target']} {release['precision']}{by}) in "
                f"{place / release['name']}/current{watched}")  # fmt: skip
+
+
+def _deploy_to_fleet(
+    bundle: Path, asked: Mapping[str, Any], root: Path, runs: Path, *, dry_run: bool, as_json: bool, other: bool
+) -> None:
+    from pipeline import fleet_deployment, fleet_text
+    from pipeline.packaging import SUFFIX
+
+    if click.get_current_context().get_parameter_source("device_name") is not click.core.ParameterSource.DEFAULT:
+        raise _input_error("--device and --fleet exclude each other: give one of them.")
+    if bundle.suffix != SUFFIX or other:
+        raise _input_error(
+            f"--fleet takes a bundle, which all boards get as it is; {bundle} is none, or is to be changed. Write one "
+            f"with `edgeship package RECIPE --device NAME -o model{SUFFIX}` (--sign and --set belong there)."
+        )
+    fleet, boards = fleet_deployment.load(asked["path"], root, asked["groups"])
+    plan = fleet_deployment.make_plan(asked)
+    wanted = fleet_deployment.Asked(bundle, runs, asked["go_on"] or "auto", dry_run)
+    with _fleet_progress() as progress:
+        report = fleet_deployment.deploy_to_fleet(wanted, fleet, boards, plan, tell=progress.show)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print_table("", fleet_text.OUTCOME_COLUMNS, fleet_text.outcome_rows(report))
+        if report["failures"]:
+            _print_table("", fleet_text.FAILURE_COLUMNS, fleet_text.failure_rows(report))
+        for line in fleet_text.summary_lines(report):
+            click.echo(line)
+    sys.exit(fleet_deployment.exit_code(report))
+
+
+def _refuse_without_fleet(asked: Mapping[str, Any]) -> None:
+    """Refuses options that say nothing of a single device."""
+    given = [name for name, value in asked.items() if value not in (None, ())]
+    if given:
+        names = {"groups": "group", "retry_off_s": "retry-off", "pause_s": "pause", "go_on": str(asked["go_on"])}
+        options = ", ".join("--" + names.get(name, name.replace("_", "-")) for name in given)
+        raise _input_error(f"{options} needs --fleet: a single device has no order and no batches.")
+
+
+@main.group("fleet")
+def fleet_group() -> None:
+    """Many boards together, as `fleet.yaml` lists them."""
+
+
+_FLEET = click.argument("path", metavar="FLEET.yaml", type=click.Path(path_type=Path))
+_GROUPS = click.option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. Repeatable.")
+_PARALLEL = click.option("--parallel", type=click.IntRange(1, 256), default=8, show_default=True, help="At a time.")
+
+
+@command(fleet_group, "show")
+@_FLEET
+@_ROOT
+@_JSON
+def fleet_show(path: Path, root: Path, as_json: bool) -> None:
+    """List the boards of a fleet and how each is reached; asks none of them."""
+    from pipeline import fleet_deployment, fleet_text
+
+    fleet, _ = fleet_deployment.load(path, root, ())
+    if as_json:
+        click.echo(json.dumps({"fleet": fleet.name, "boards": fleet_text.board_values(fleet)}, indent=2))
+        return
+    _print_table(fleet.name, fleet_text.BOARD_COLUMNS, fleet_text.board_rows(fleet))
+
+
+@command(fleet_group, "status")
+@_FLEET
+@_GROUPS
+@_PARALLEL
+@_ROOT
+@_JSON
+def fleet_status(path: Path, groups: tuple[str, ...], parallel: int, root: Path, as_json: bool) -> None:
+    """Ask each board what it runs; exit code 3 where none can be asked."""
+    from devices.fleet_boards import ask_status, on_each
+    from pipeline import fleet_deployment, fleet_text
+
+    fleet, boards = fleet_deployment.load(path, root, groups)
+    found = on_each(boards, ask_status, parallel)
+    if as_json:
+        click.echo(json.dumps({"fleet": fleet.name, "boards": fleet_text.status_values(found)}, indent=2))
+    else:
+        _print_table(fleet.name, fleet_text.STATUS_COLUMNS, fleet_text.status_rows(found))
+        click.echo(fleet_text.status_line(found))
+    sys.exit(0 if any(each.releases is not None for each in found) else 3)
+
+
+def _trust_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say whom to trust; None where nothing was said."""
+    options = (
+        click.option("--allowed-signers", type=click.Path(path_type=Path), help="Keys to trust, see ssh-keygen(1)."),
+        click.option("--revoked-keys", type=click.Path(path_type=Path), help="A key revocation list, or public keys."),
+        click.option("--allow-unsigned/--signed-only", default=None, help="Whether unsigned bundles are taken."),
+        click.option("--keep", type=click.IntRange(2), help="How many releases of one name are kept."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command(fleet_group, "trust")
+@_FLEET
+@_GROUPS
+@_PARALLEL
+@_ROOT
+@_trust_options
+@_JSON
+def fleet_trust(path: Path, groups: tuple[str, ...], parallel: int, root: Path, as_json: bool, **wanted: Any) -> None:
+    """Tell each board whose bundles to take, as `edgeship trust` does; exit code 3 where one can't be told."""
+    from devices.fleet_boards import Trust, on_each
+    from pipeline import fleet_deployment, fleet_text
+
+    fleet, boards = fleet_deployment.load(path, root, groups)
+    found = on_each(boards, Trust(**wanted), parallel)
+    if as_json:
+        click.echo(json.dumps({"fleet": fleet.name, "boards": fleet_text.trust_values(found)}, indent=2))
+    else:
+        for line in fleet_text.trust_lines(found):
+            click.echo(line)
+    sys.exit(0 if all(told is not None for _, told, _ in found) else 3)
 
 
 @command(main, "status")
@@ -482,10 +641,7 @@ def rollback_command(name: str, device_name: str, root: Path, as_json: bool) -> 
 @command(main, "trust")
 @_DEVICE
 @_ROOT
-@click.option("--allowed-signers", type=click.Path(path_type=Path), help="Keys to trust, see ssh-keygen(1).")
-@click.option("--revoked-keys", type=click.Path(path_type=Path), help="A key revocation list, or public keys.")
-@click.option("--allow-unsigned/--signed-only", default=None, help="Whether the device takes unsigned bundles.")
-@click.option("--keep", type=click.IntRange(2), help="How many releases of one name it keeps.")
+@_trust_options
 @_JSON
 def trust_command(
     device_name: str,
@@ -1491,6 +1647,17 @@ def _progress(*, list_epochs: bool = False) -> Any:
 
         return LiveProgress(Console(stderr=True), list_epochs=list_epochs)
     return PlainProgress(lambda line: click.echo(line, err=True))
+
+
+def _fleet_progress() -> Any:
+    """Returns a live table on a terminal, plain lines elsewhere; both write to standard error."""
+    from pipeline.fleet_text import LiveFleet, PlainFleet
+
+    if sys.stderr.isatty() and not os.environ.get("CI"):
+        from rich.console import Console
+
+        return LiveFleet(Console(stderr=True))
+    return PlainFleet(lambda line: click.echo(line, err=True))
 
 
 @contextlib.contextmanager

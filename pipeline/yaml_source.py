@@ -41,8 +41,13 @@ class YamlSource:
         return self.name
 
 
-def read_yaml(path: Path) -> YamlSource:
+def read_yaml(path: Path, *, what: str = "recipe", keys: str = "name, data and model") -> YamlSource:
     """Reads a YAML file whose top is a mapping.
+
+    Args:
+        path: Of the file.
+        what: It holds, for messages.
+        keys: It has, for messages.
 
     Raises:
         RecipeError: The file is missing or unreadable, is no YAML, names a key twice, or is no mapping.
@@ -50,13 +55,13 @@ def read_yaml(path: Path) -> YamlSource:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecipeError(f"There is no recipe {path}. Give the path of a YAML file.{_neighbours(path)}") from error
+        raise RecipeError(f"There is no {what} {path}. Give the path of a YAML file.{_neighbours(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} can't be read: {error}. Give a YAML file in UTF-8.") from error
+        raise RecipeError(f"The {what} {path} can't be read: {error}. Give a YAML file in UTF-8.") from error
     try:
         data = YAML(typ="rt").load(text)
     except RecursionError as error:
-        raise RecipeError(f"{path}: no valid recipe: its lists or mappings are nested too deeply.") from error
+        raise RecipeError(f"{path}: no valid {what}: its lists or mappings are nested too deeply.") from error
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = (error.problem or "").partition(" with value")[0]
@@ -68,12 +73,12 @@ def read_yaml(path: Path) -> YamlSource:
     except YAMLError as error:
         raise RecipeError(f"{path}: no valid YAML: {_first_line(error)}.") from error
     if not isinstance(data, CommentedMap):
-        raise RecipeError(f"{path} holds {_kind(data)}; expected a mapping with keys such as name, data and model.")
+        raise RecipeError(f"{path} holds {_kind(data)}; expected a mapping with keys such as {keys}.")
     places: dict[KeyPath, str] = {}
     try:
         plain = _plain(data, (), places)
     except RecursionError as error:
-        raise RecipeError(f"{path}: no valid recipe: an alias stands inside what it stands for.") from error
+        raise RecipeError(f"{path}: no valid {what}: an alias stands inside what it stands for.") from error
     except _NotPlainError as error:
         raise RecipeError(f"{YamlSource(str(path), {}, places).place_of(error.path)}: {error}") from error
     return YamlSource(str(path), plain, places)

@@ -35,6 +35,8 @@ class SshServer:
     commands: list[str] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)
     connections: list[Any] = field(default_factory=list)
+    acceptor: Any = None
+    listen: Callable[[], Any] = lambda: None
 
     @property
     def home(self) -> Path:
@@ -66,6 +68,16 @@ class SshServer:
 
         self.loop.call_soon_threadsafe(abort)
 
+    def switch_off(self) -> None:
+        """Breaks all connections and takes no new ones."""
+        self.cut()
+        self.loop.call_soon_threadsafe(self.acceptor.close)
+        asyncio.run_coroutine_threadsafe(self.acceptor.wait_closed(), self.loop).result(30)
+
+    def switch_on(self) -> None:
+        """Listens on the same port again."""
+        self.acceptor = asyncio.run_coroutine_threadsafe(self.listen(), self.loop).result(30)
+
     def living(self) -> list[int]:
         """The commands' processes that have not ended."""
         return [pid for pid in self.pids if _lives(pid)]
@@ -94,14 +106,15 @@ def serve(directory: Path) -> Iterator[SshServer]:
     }
     thread = threading.Thread(target=server.loop.run_forever, name="ssh server", daemon=True)
     thread.start()
-    acceptor = asyncio.run_coroutine_threadsafe(_listen(server, host_key, client_key), server.loop).result(30)
-    server.port = acceptor.get_port()
+    server.listen = lambda: _listen(server, host_key, client_key)
+    server.switch_on()
+    server.port = server.acceptor.get_port()
     public = host_key.export_public_key().decode().strip()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{server.port},[localhost]:{server.port} {public}\n")
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(_end(server, acceptor), server.loop).result(30)
+        asyncio.run_coroutine_threadsafe(_end(server), server.loop).result(30)
         server.loop.call_soon_threadsafe(server.loop.stop)
         thread.join(30)
         server.loop.close()
@@ -121,7 +134,7 @@ async def _listen(server: SshServer, host_key: Any, client_key: Any) -> Any:
     keys = asyncssh.import_authorized_keys(client_key.export_public_key().decode())
     return await asyncssh.listen(
         "127.0.0.1",
-        0,
+        server.port,
         server_factory=Handler,
         server_host_keys=[host_key],
         authorized_client_keys=keys,
@@ -163,10 +176,10 @@ async def _copy(source: Any, target: Any) -> None:
             target.close()
 
 
-async def _end(server: SshServer, acceptor: Any) -> None:
-    acceptor.close()
+async def _end(server: SshServer) -> None:
+    server.acceptor.close()
     for connection in server.connections:
         connection.abort()
-    await acceptor.wait_closed()
+    await server.acceptor.wait_closed()
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     await asyncio.wait(rest, timeout=10) if rest else None

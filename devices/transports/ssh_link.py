@@ -276,6 +276,14 @@ def shared_link(transport: Remote, python: str) -> SshLink:
         return _links.setdefault((os.getpid(), transport, python), SshLink(transport, python))
 
 
+def close_link(transport: Remote, python: str) -> None:
+    """Ends the connection to one board; who has many boards keeps few connections so."""
+    with _links_mutex:
+        link = _links.pop((os.getpid(), transport, python), None)
+    if link is not None:
+        link.close()
+
+
 def close_links() -> None:
     """Ends all connections of this process."""
     with _links_mutex:

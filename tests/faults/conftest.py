@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from tests.faults.board import Board
 class Counter:
     faults: int = 0
     survived: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
     def fault(self) -> Iterator[None]:
@@ -33,6 +34,12 @@ _COUNTER = Counter()
 @pytest.fixture
 def fault() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return _COUNTER.fault
+
+
+@pytest.fixture
+def note() -> Callable[[str], None]:
+    """Takes what was measured on the way; it is printed at the end."""
+    return _COUNTER.notes.append
 
 
 @pytest.fixture
@@ -57,5 +64,7 @@ def signed_board(tmp_path: Path) -> Board:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    for line in _COUNTER.notes:
+        config.get_terminal_writer().line(line)
     if _COUNTER.faults:
         config.get_terminal_writer().line(f"{_COUNTER.faults} faults, {_COUNTER.survived} survived")
