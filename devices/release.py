@@ -11,12 +11,14 @@ import contextlib
 import getpass
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from devices.board.bundle import read_bundle
 from devices.board.bundle_signature import ALLOWED_SIGNERS, SETTINGS, TRUST_DIRECTORY
+from devices.board.release_errors import Refusal
 from devices.errors import (
     BundleError,
     DeviceError,
@@ -31,7 +33,7 @@ from devices.transports import open_transport
 OnStep = Callable[[str], None]
 
 _TIMEOUT_S = 3600.0
-_REACHED = ("local", "ssh", "virtual")
+_REACHED = ("local", "ssh", "virtual", "adb")
 _ERRORS: dict[str, type[DeviceError]] = {
     "bundle": BundleError,
     "signature": BundleError,
@@ -54,6 +56,8 @@ class ReleaseStatus:
         running: What is being installed, or was when it was interrupted; None where nothing is.
         history: What was done, the oldest first: `action`, `digest`, `who`, `when`, `signed_by`, `result` (`done`,
             `refused`, `interrupted`), and where it was refused `step` and `reason`.
+        form: What the release in use runs as, where it has a compiled form: that one's name, or `plain`.
+        form_reason: Why it is not the compiled one.
     """
 
     name: str
@@ -63,6 +67,8 @@ class ReleaseStatus:
     releases: tuple[str, ...]
     running: dict[str, Any] | None
     history: tuple[dict[str, Any], ...]
+    form: str | None = None
+    form_reason: str = ""
 
 
 def check_reachable(profile: DeviceProfile) -> None:
@@ -100,13 +106,14 @@ def install(
     check_reachable(profile)
     local = profile.transport.kind == "local"
     transport = open_transport(profile)
+    carried = carries_packages(bundle)
     path = transport.put(str(bundle))
     params = {"bundle": path, "root": str(root), "who": _who(), "dry_run": dry_run, "discard": not local}
     is_new = local and not _is_set_up(root)
     if is_new:
         _allow_unsigned_here(root)
     try:
-        return _ask(profile, "install", params, on_step)
+        return _ask(profile, "install", params, on_step, releases_only=carried)
     finally:
         if is_new and dry_run:
             _forget_setup(root)
@@ -122,18 +129,20 @@ def rollback(profile: DeviceProfile, root: Path, name: str, *, on_step: OnStep |
         DeviceError: There is no previous release, it is damaged, or its self-test failed; nothing changed then.
     """
     check_reachable(profile)
-    digest: str = _ask(profile, "rollback", {"name": name, "root": str(root), "who": _who()}, on_step)["digest"]
+    params = {"name": name, "root": str(root), "who": _who()}
+    carried = _ask(profile, "carried", params, None, releases_only=True)["packages"]
+    digest: str = _ask(profile, "rollback", params, on_step, releases_only=carried)["digest"]
     return digest
 
 
 def status(profile: DeviceProfile, root: Path) -> tuple[str, list[ReleaseStatus]]:
     """Returns the absolute root on the device, and what is installed there, sorted by name."""
     check_reachable(profile)
-    answer = _ask(profile, "releases", {"root": str(root)}, None)
-    names = [each.name for each in fields(ReleaseStatus)]
+    answer = _ask(profile, "releases", {"root": str(root)}, None, releases_only=True)
+    names = [each.name for each in fields(ReleaseStatus) if not each.name.startswith("form")]
     rows = [{name: row[name] for name in names} for row in answer["releases"]]
     for row in rows:
-        row |= {"releases": tuple(row["releases"]), "history": tuple(row["history"])}
+        row |= {"releases": tuple(row["releases"]), "history": tuple(row["history"]), **_form_in_use(row)}
     return answer["root"], [ReleaseStatus(**row) for row in rows]
 
 
@@ -174,18 +183,62 @@ def set_trust(
     unsaid = profile.transport.kind == "local" and allow_unsigned is None and allowed_signers is None
     if unsaid and not (revoked_keys is None and keep is None):
         _allow_unsigned_here(root)
-    told = _ask(profile, "trust", params, None)
+    told = _ask(profile, "trust", params, None, releases_only=True)
     if unsaid and not _is_set_up(root):
         told["settings"]["allow_unsigned"] = True
     return told
 
 
-def _ask(profile: DeviceProfile, method: str, params: Mapping[str, Any], on_step: OnStep | None) -> dict[str, Any]:
+def carries_packages(bundle: Path) -> bool:
+    """Whether a bundle brings the wheels that its device needs; False of a file that is no bundle."""
+    try:
+        with bundle.open("rb") as stream:
+            return bool(read_bundle(stream).manifest.get("wheels"))
+    except (OSError, Refusal):
+        return False
+
+
+def ask_board(profile: DeviceProfile) -> dict[str, Any]:
+    """What decides which packages run on a device, as it says itself, see `devices.board.interpreter.describe_board`.
+
+    Raises:
+        DeviceError: It can't be reached, or has no Python.
+    """
+    check_reachable(profile)
+    return _ask(profile, "board", {}, None, releases_only=True)
+
+
+def ask_installed(profile: DeviceProfile, names: Sequence[str]) -> dict[str, str | None]:
+    """The versions of packages on a device, None where one is missing.
+
+    Raises:
+        DeviceError: It can't be reached.
+    """
+    return _ask(profile, "installed", {"names": list(names)}, None, releases_only=True)
+
+
+def _form_in_use(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the self-test of the release in use ran, the last time that it came into use."""
+    for entry in reversed(row["history"]):
+        measured = entry.get("measured")
+        if entry.get("digest") == row["current_digest"] and isinstance(measured, dict):
+            return {"form": measured.get("form"), "form_reason": measured.get("form_reason", "")}
+    return {}
+
+
+def _ask(
+    profile: DeviceProfile,
+    method: str,
+    params: Mapping[str, Any],
+    on_step: OnStep | None,
+    *,
+    releases_only: bool = False,
+) -> dict[str, Any]:
     def on_event(event: dict[str, Any]) -> None:
         if on_step is not None and "step" in event:
             on_step(event["step"])
 
-    with open_transport(profile).start_agent() as agent:
+    with open_transport(profile).start_agent(releases_only=releases_only) as agent:
         answer: dict[str, Any] = agent.request(method, params, timeout_s=_TIMEOUT_S, on_event=on_event)
     if "refused" in answer:
         kind = _ERRORS.get(answer["kind"], ReleaseRefusedError)

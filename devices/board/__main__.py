@@ -12,11 +12,12 @@ import signal
 import sys
 from typing import Any
 
+from . import release_program
 from .agent import BoardAgent
 from .jsonlines import Lifeline, serve
 from .release_requests import release_handlers
 
-COMMANDS = ("infer", "serve", "unit", "-h", "--help")
+COMMANDS = ("infer", "serve", "unit", *release_program.COMMANDS, "-h", "--help")
 
 
 def main(root: str = "") -> None:

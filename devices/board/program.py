@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
+from . import release_program, start
 from .errors import AgentError
 from .images import ImageRejected
 from .installed import NoRelease
@@ -37,6 +38,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         The exit code.
     """
     given = _parser().parse_args(arguments)
+    if given.command in release_program.COMMANDS:
+        return release_program.run(given)
     commands = {"infer": _infer, "serve": _serve, "unit": _unit}
     try:
         return commands[given.command](given)
@@ -47,7 +50,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(_PROGRAM, description="Runs and serves the models installed on this board.")
+    parser = argparse.ArgumentParser(_PROGRAM, description="Runs, serves and installs models on this board.")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", default=default_root(), help="where releases lie (EDGESHIP_ROOT; %(default)s)")
     shared.add_argument("--debug", action="store_true", help="show where an error comes from")
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     unit.add_argument("--output", help="the unit's file (standard output)")
     unit.add_argument("--group", default="", help="that may read the releases, where others may not")
     unit.add_argument("--memory-max", default="80%", help="of the service (%(default)s)")
+    release_program.add_commands(commands)
     return parser
 
 
@@ -161,9 +165,13 @@ def _unit(given: argparse.Namespace) -> int:
     package = str(__package__)
     here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
     others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    packages = list(dict.fromkeys([here, *others]))
     files = [given.certificate, given.key, given.client_ca]
-    command = [sys.executable, "-m", package, *_serve_arguments(given)]
+    if os.path.isfile(here):  # the program in one file, that of the release in use
+        program, packages = [start.lasting_path(here)], others
+        files += program
+    else:
+        program, packages = ["-m", package], list(dict.fromkeys([here, *others]))
+    command = [sys.executable, *program, *_serve_arguments(given)]
     text = unit_text(
         command,
         root=os.path.abspath(given.root),
