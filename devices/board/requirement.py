@@ -21,6 +21,7 @@ LEAST_PYTHON = ">=3.9"
 OPERATORS = (">=", "<", "==", "~=", "!=")
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)((?:>=|<|==|~=|!=|,|[A-Za-z0-9.])*)")
+_SPACES = re.compile(r" *(>=|<|==|~=|!=|,) *")
 _VERSION = re.compile(r"(\d+(?:\.\d+)*)(?:(a|b|rc)(\d+))?(?:\.post(\d+))?(?:\.dev(\d+))?(\+[a-z0-9]+(?:\.[a-z0-9]+)*)?")
 _WHEEL = re.compile(r"([^-]+)-([^-]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
 _PRE = {"a": 0, "b": 1, "rc": 2}
@@ -79,7 +80,7 @@ def parse_requirement(text: str) -> Requirement:
     Raises:
         ValueError: It is none, or one that a board can't judge.
     """
-    match = _REQUIREMENT.fullmatch(text.replace(" ", ""))
+    match = _REQUIREMENT.fullmatch(_SPACES.sub(r"\1", text.strip()))
     if match is None:
         raise ValueError(_unreadable(text))
     clauses = []
