@@ -449,7 +449,8 @@ def status_command(device_name: str, root: Path, history: bool, as_json: bool) -
         click.echo(json.dumps({"root": place, "releases": rows}, indent=2))
         return
     cells = [
-        (row["name"], "-" if row["current"] is None else f"{row['current']['target']} {row['current']['precision']}",
+        (row["name"], "-" if row["current"] is None else f"{row['current']['target']} {row['current']['precision']}"
+         + (f" as {row['form']}" if row["form"] else ""),
          row["current_digest"] or "-", row["previous_digest"] or "-", str(len(row["releases"]))) for row in rows
     ]  # fmt: skip
     _print_table(place, ("name", "in use", "current", "previous", "kept"), cells)

@@ -13,7 +13,7 @@ from .bundle import kept_files
 from .confidence import CONFIDENCE_FILE, ConfidenceMap
 from .errors import AgentError, ModelRejected
 from .preprocess import InputTransform, Preprocess
-from .release_form import Form, choose_form, plain_form
+from .release_form import Form, choose_form
 
 RELEASE_FILE = "release.json"
 LABELS_FILE = "labels.txt"
@@ -43,8 +43,7 @@ class Installed:
         transforms: By input, from a stored sample to that input; None where it is taken as it is.
         kind: Of the first output: `logits`, `probabilities` or `values`.
         confidence_map: What follows the softmax, if anything.
-        form: What is loaded: the model itself, or its compiled form where that fits this board.
-        plain: The model itself.
+        form: What is loaded: the model itself, or its compiled form where that fits this board; None is the model.
     """
 
     name: str
@@ -59,8 +58,7 @@ class Installed:
     transforms: Mapping[str, Optional[InputTransform]]
     kind: str
     confidence_map: Optional[ConfidenceMap]
-    form: Form
-    plain: Form
+    form: Optional[Form] = None
 
 
 def installed_names(root: str) -> List[str]:
@@ -130,7 +128,6 @@ def read_release(root: str, name: str) -> Installed:
             kind=str(signature["outputs"][0].get("kind", "values")),
             confidence_map=_confidence_map(directory, manifest),
             form=choose_form(directory, manifest),
-            plain=plain_form(directory, manifest),
         )
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ModelRejected(

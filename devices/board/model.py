@@ -21,7 +21,7 @@ from .images import read_image
 from .installed import Installed, choose_name, read_release
 from .preprocess import InputTransform, preprocess
 from .quantization import dequantize
-from .release_form import PLAIN
+from .release_form import PLAIN, Form
 from .release_program import DEFAULT_ROOT, ROOT_VARIABLE, default_root
 from .runners import RUNNERS, Runner
 from .runners.contract import Feed, make_feeds, names_of
@@ -72,7 +72,7 @@ class InstalledModel:
             raise ModelRejected(
                 f"the release {release.digest} needs the runtime '{release.runtime}'; there are: {', '.join(RUNNERS)}"
             )
-        self.form = release.form
+        self.form = release.form or Form(PLAIN, release.model, release.model_sha256, None)
         self._runner = self._loaded(num_threads)
         description = self._runner.describe()
         self.runtime_version = str(description["version"])
@@ -88,7 +88,7 @@ class InstalledModel:
                 runner.load(self.form.path, num_threads=num_threads)
             except (AgentError, OSError) as error:
                 reason = f"the form {self.form.name} is not used: {error}"
-                self.form = self.release.plain._replace(reason=reason)
+                self.form = Form(PLAIN, self.release.model, self.release.model_sha256, None, reason)
             else:
                 return runner
         runner = RUNNERS[self.release.runtime]()

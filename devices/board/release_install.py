@@ -108,7 +108,7 @@ class Installer:
                 self._at("recover")
                 home.recover()
                 whole = is_whole(home.release(bundle.digest))
-                if whole and home.current == bundle.digest:
+                if whole and home.current == bundle.digest and not self._lacks_packages(bundle.manifest):
                     return {**answer, "changed": False, "measured": None}
                 measured = self._install(home, stream, bundle, signer, whole)
         return {**answer, "changed": True, "measured": measured}
@@ -217,11 +217,15 @@ class Installer:
             shutil.rmtree(directory, ignore_errors=True)
         return measured
 
+    def _lacks_packages(self, manifest: Mapping[str, Any]) -> bool:
+        packages = environment.packages_of(self._root, manifest)
+        return bool(packages) and not os.path.isdir(packages)
+
     def _tested(self, directory: str, manifest: Mapping[str, Any]) -> Dict[str, Any]:
         packages = environment.packages_of(self._root, manifest)
         if not packages:
             return self._self_test(directory, manifest)
-        if not os.path.isdir(packages):
+        if self._lacks_packages(manifest):
             raise Refusal(
                 f"the packages of {manifest['name']} are not in {packages} any more; install its bundle again"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -77,6 +78,16 @@ def test_going_back_uses_the_packages_of_then(root: Path, tmp_path: Path) -> Non
     with pytest.raises(Refusal, match=r"are not in .* any more; install its bundle again"):
         Installer(str(root), who="tester", self_test=passes).rollback("net")
     assert linked(str(root / "net" / "current")) == opened(tmp_path / "2").digest
+
+
+def test_installing_again_brings_back_what_is_gone(root: Path, tmp_path: Path) -> None:
+    bundle = with_wheel(tmp_path / "1", 1)
+    packages = Path(install(root, bundle)["measured"]["packages"])
+    assert not install(root, bundle)["changed"]
+    shutil.rmtree(packages)
+    packages.parent.rmdir()
+    assert install(root, bundle)["measured"]["packages"] == str(packages)
+    assert (packages / "tiny_packages.py").is_file()
 
 
 def test_what_is_refused_or_only_tried_leaves_none(root: Path, tmp_path: Path) -> None:
