@@ -128,7 +128,7 @@ adb: ## Install adb, Android's debug bridge, where it is missing (Debian, as roo
 
 .PHONY: test-phone
 test-phone: setup adb ## Test phones with the real adb client and a phone that this machine plays
-	$(BIN)/pytest tests/board/test_phones.py $(ARGS)
+	$(BIN)/pytest tests/board/test_phones.py tests/board/test_phone_releases.py $(ARGS)
 
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml

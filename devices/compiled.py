@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError
 
+from devices.board.release_form import compiled_misfits
 from devices.errors import CompiledMisfitError, ModelRejectedError
 from devices.loading import Loading
 from devices.profile_parts import Frozen
@@ -115,39 +116,7 @@ class CompiledManifest(Frozen):
         Args:
             facts: The agent's answer to `facts`.
         """
-        if self.form == "vela":
-            kind = self.processor.accelerator or "Ethos-U"
-            return [f"it runs on an {kind} alone, through a delegate that no wheel of a runtime has"]
-        found: list[str] = []
-        made = self.processor
-        if made.architecture is not None and facts.get("architecture") != made.architecture:
-            found.append(f"it was made for {made.architecture}, and the device is {facts.get('architecture')}")
-        else:
-            found += self._feature_misfits(facts.get("cpu_features") or ())
-        installed = (facts.get("runtimes") or {}).get(self.package)
-        if installed is None:
-            found.append(f"it was made by {self.package} {self.version}, which the device does not have")
-        elif installed["version"] != self.version:
-            found.append(
-                f"it was made by {self.package} {self.version}, and the device has {self.package} "
-                f"{installed['version']}"
-            )
-        return found
-
-    def _feature_misfits(self, features: Any) -> list[str]:
-        if self.processor.cpu_features is None:
-            return []
-        found = []
-        lacking = [name for name in self.processor.cpu_features if name not in features]
-        added = [name for name in features if name not in self.processor.cpu_features]
-        if lacking:
-            found.append(f"it was made for a processor with {', '.join(lacking)}, which the device's lacks")
-        if added:
-            found.append(
-                f"it was made for a processor without {', '.join(added)}, which the device's has, and how a runtime "
-                "lays out weights depends on that"
-            )
-        return found
+        return compiled_misfits(self.model_dump(), facts)
 
 
 def check_fits(manifest: CompiledManifest, facts: Mapping[str, Any], *, path: str, device: str) -> None:

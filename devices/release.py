@@ -11,13 +11,14 @@ import contextlib
 import getpass
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from devices.board.bundle import read_bundle
 from devices.board.bundle_signature import ALLOWED_SIGNERS, SETTINGS, TRUST_DIRECTORY
-from devices.board.release_errors import FailedWatch
+from devices.board.release_errors import FailedWatch, Refusal
 from devices.errors import (
     BadInputError,
     BundleError,
@@ -33,7 +34,7 @@ from devices.transports import open_transport
 OnStep = Callable[[str], None]
 
 _TIMEOUT_S = 3600.0
-_REACHED = ("local", "ssh", "virtual")
+_REACHED = ("local", "ssh", "virtual", "adb")
 _ERRORS: dict[str, type[DeviceError]] = {
     "bundle": BundleError,
     "signature": BundleError,
@@ -59,6 +60,8 @@ class ReleaseStatus:
             `refused`, `interrupted`, `rolled back` by the watch of the service, `unhealthy` where that stays in use),
             and where something went wrong `step` and `reason`.
         held: Whether somebody is at work on it, such as a watcher; `running` without that was interrupted.
+        form: What the release in use runs as, where it has a compiled form: that one's name, or `plain`.
+        form_reason: Why it is not the compiled one.
     """
 
     name: str
@@ -69,6 +72,8 @@ class ReleaseStatus:
     running: dict[str, Any] | None
     history: tuple[dict[str, Any], ...]
     held: bool = False
+    form: str | None = None
+    form_reason: str = ""
 
     @property
     def doing(self) -> str:
@@ -121,13 +126,14 @@ def install(
     check_reachable(profile)
     local = profile.transport.kind == "local"
     transport = open_transport(profile)
+    carried = carries_packages(bundle)
     path = transport.put(str(bundle))
     params = {"bundle": path, "root": str(root), "who": _who(), "dry_run": dry_run, "discard": not local}
     is_new = local and not _is_set_up(root)
     if is_new:
         _allow_unsigned_here(root)
     try:
-        return ask_device(profile, "install", params, on_step)
+        return ask_device(profile, "install", params, on_step, releases_only=carried)
     finally:
         if is_new and dry_run:
             _forget_setup(root)
@@ -144,18 +150,20 @@ def rollback(profile: DeviceProfile, root: Path, name: str, *, on_step: OnStep |
             its service is not up with it, though it is in use now.
     """
     check_reachable(profile)
-    digest: str = ask_device(profile, "rollback", {"name": name, "root": str(root), "who": _who()}, on_step)["digest"]
+    params = {"name": name, "root": str(root), "who": _who()}
+    carried = ask_device(profile, "carried", params, None, releases_only=True)["packages"]
+    digest: str = ask_device(profile, "rollback", params, on_step, releases_only=carried)["digest"]
     return digest
 
 
 def status(profile: DeviceProfile, root: Path) -> tuple[str, list[ReleaseStatus]]:
     """Returns the absolute root on the device, and what is installed there, sorted by name."""
     check_reachable(profile)
-    answer = ask_device(profile, "releases", {"root": str(root)}, None)
-    names = [each.name for each in fields(ReleaseStatus)]
+    answer = ask_device(profile, "releases", {"root": str(root)}, None, releases_only=True)
+    names = [each.name for each in fields(ReleaseStatus) if not each.name.startswith("form")]
     rows = [{name: row[name] for name in names} for row in answer["releases"]]
     for row in rows:
-        row |= {"releases": tuple(row["releases"]), "history": tuple(row["history"])}
+        row |= {"releases": tuple(row["releases"]), "history": tuple(row["history"]), **_form_in_use(row)}
     return answer["root"], [ReleaseStatus(**row) for row in rows]
 
 
@@ -196,14 +204,47 @@ def set_trust(
     unsaid = profile.transport.kind == "local" and allow_unsigned is None and allowed_signers is None
     if unsaid and not (revoked_keys is None and keep is None):
         _allow_unsigned_here(root)
-    told = ask_device(profile, "trust", params, None)
+    told = ask_device(profile, "trust", params, None, releases_only=True)
     if unsaid and not _is_set_up(root):
         told["settings"]["allow_unsigned"] = True
     return told
 
 
+def carries_packages(bundle: Path) -> bool:
+    """Whether a bundle brings the wheels that its device needs; False of a file that is no bundle."""
+    try:
+        with bundle.open("rb") as stream:
+            return bool(read_bundle(stream).manifest.get("wheels"))
+    except (OSError, Refusal):
+        return False
+
+
+def ask_board(profile: DeviceProfile) -> dict[str, Any]:
+    """What decides which packages run on a device, as it says itself, see `devices.board.interpreter.describe_board`.
+
+    Raises:
+        DeviceError: It can't be reached, or has no Python.
+    """
+    check_reachable(profile)
+    return ask_device(profile, "board", {}, None, releases_only=True)
+
+
+def ask_installed(profile: DeviceProfile, names: Sequence[str]) -> dict[str, str | None]:
+    """The versions of packages on a device, None where one is missing.
+
+    Raises:
+        DeviceError: It can't be reached.
+    """
+    return ask_device(profile, "installed", {"names": list(names)}, None, releases_only=True)
+
+
 def ask_device(
-    profile: DeviceProfile, method: str, params: Mapping[str, Any], on_step: OnStep | None
+    profile: DeviceProfile,
+    method: str,
+    params: Mapping[str, Any],
+    on_step: OnStep | None,
+    *,
+    releases_only: bool = False,
 ) -> dict[str, Any]:
     """Asks a device's agent about its releases.
 
@@ -212,6 +253,7 @@ def ask_device(
         method: See `devices.board.release_requests`.
         params: Of the method.
         on_step: Is told of each step there.
+        releases_only: The agent needs no package for it.
 
     Returns:
         The answer.
@@ -224,7 +266,7 @@ def ask_device(
         if on_step is not None and "step" in event:
             on_step(event["step"])
 
-    with open_transport(profile).start_agent() as agent:
+    with open_transport(profile).start_agent(releases_only=releases_only) as agent:
         answer: dict[str, Any] = agent.request(method, params, timeout_s=_TIMEOUT_S, on_event=on_event)
     if "refused" in answer:
         kind = _ERRORS.get(answer["kind"], ReleaseRefusedError)
@@ -233,6 +275,15 @@ def ask_device(
         at = f" at the step '{answer['step']}'" if answer["step"] else ""
         raise kind(f"{profile.name} refuses{at}: {answer['refused']}.")
     return answer
+
+
+def _form_in_use(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the self-test of the release in use ran, the last time that it came into use."""
+    for entry in reversed(row["history"]):
+        measured = entry.get("measured")
+        if entry.get("digest") == row["current_digest"] and isinstance(measured, dict):
+            return {"form": measured.get("form"), "form_reason": measured.get("form_reason", "")}
+    return {}
 
 
 def _allow_unsigned_here(root: Path) -> None:

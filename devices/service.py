@@ -60,5 +60,6 @@ def _words(section: Mapping[str, Any]) -> str:
 
 def _ask(profile: DeviceProfile, root: Path, name: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
     check_reachable(profile)
-    told: dict[str, Any] = ask_device(profile, "service", {"root": str(root), "name": name, **params}, None)["services"]
+    asked = {"root": str(root), "name": name, **params}
+    told: dict[str, Any] = ask_device(profile, "service", asked, None, releases_only=True)["services"]
     return told

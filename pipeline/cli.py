@@ -367,6 +367,7 @@ _SIGN = click.option(
 @_DEVICE
 @click.option("--artifact", metavar="LABEL", help="Instead of the one selected, such as litert/int8.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="[default: runs/NAME/NAME-DEVICE.edgeship]")
+@click.option("--wheels", is_flag=True, help="Bring the runtime's packages, for a device without a package index.")
 @_SIGN
 @_SET
 @_STORE
@@ -378,6 +379,7 @@ def package_command(
     device_name: str,
     artifact: str | None,
     out: Path | None,
+    wheels: bool,
     key: Path | None,
     overrides: tuple[str, ...],
     store: Path,
@@ -391,7 +393,9 @@ def package_command(
     result = _run_for_device(recipe_path, device_name, overrides, store, shared_store, runs)
     name = result.recipe.name
     out = out or runs / name / f"{name}-{result.profiles[0].name}{SUFFIX}"
-    made = package(result, result.profiles[0], out, label=artifact, key=key)
+    made = package(result, result.profiles[0], out, label=artifact, key=key, wheels=wheels)
+    if made.wheels_told is not None:
+        click.echo(f"wheels for {made.wheels_told}", err=True)
     if as_json:
         found = {"path": str(made.path), "digest": made.digest, "signed": made.signed, "release": made.manifest}
         click.echo(json.dumps(found, indent=2))
@@ -605,7 +609,8 @@ def status_command(device_name: str, root: Path, history: bool, as_json: bool) -
         click.echo(json.dumps({"root": place, "releases": rows}, indent=2))
         return
     cells = [
-        (row["name"], "-" if row["current"] is None else f"{row['current']['target']} {row['current']['precision']}",
+        (row["name"], "-" if row["current"] is None else f"{row['current']['target']} {row['current']['precision']}"
+         + (f" as {row['form']}" if row["form"] else ""),
          row["current_digest"] or "-", row["previous_digest"] or "-", str(len(row["releases"]))) for row in rows
     ]  # fmt: skip
     _print_table(place, ("name", "in use", "current", "previous", "kept"), cells)
@@ -731,7 +736,7 @@ def verify_command(
 ) -> None:
     """Check a bundle: its structure, every digest, who signed it, and what it answers on this machine."""
     from devices import bundle_signing
-    from pipeline import packaging
+    from pipeline import packaging, packaging_parts
 
     if allowed_signers is None and (identity or revoked_keys):
         raise _input_error("--identity and --revoked-keys need --allowed-signers, the list that keys are looked up in.")
@@ -741,17 +746,19 @@ def verify_command(
         signer = bundle_signing.check(
             found.text, found.signature, allowed_signers, revoked_keys=revoked_keys, identity=identity
         )
+    parts = packaging_parts.check_parts(bundle, found)
     measured = packaging.self_test(bundle, found) if tested else {"skipped": "as asked"}
     manifest = found.manifest
     if as_json:
         told = {"digest": found.digest, "signed": found.signature is not None, "signed_by": signer,
-                "self_test": measured, "release": manifest}  # fmt: skip
+                "self_test": measured, "parts": parts, "release": manifest}  # fmt: skip
         click.echo(json.dumps(told, indent=2))
         return
     signed = f"signed by {signer}" if signer else "not signed" if found.signature is None else "signature not checked"
     answer = f"not tested: {measured['skipped']}" if "skipped" in measured else "it answers as it should here"
     click.echo(f"{bundle}: {manifest['name']} ({manifest['target']} {manifest['precision']}), release {found.digest}, "
                f"{len(found.members)} files whole, {signed}, {answer}")  # fmt: skip
+    click.echo("\n".join(packaging_parts.parts_lines(parts)))
 
 
 def _root_on(profile: Any, root: Path) -> Path:

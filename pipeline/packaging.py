@@ -1,8 +1,9 @@
 """From a run to a bundle: one file with the artifact for a device and all that a release needs.
 
-It carries the model, its labels, the pre-processing record, the map of its confidence if it has one, golden samples
-with what the exported model gave for them, what it was made from, the model card and the licences. See
-`devices.board.bundle` for the form of the file.
+It carries the model, its compiled form if the run made one, its labels, the pre-processing record, the map of its
+confidence if it has one, golden samples with what the exported model gave for them, the board's program, on request
+the wheels of its runtime, what it was made from, the model card and the licences. See `devices.board.bundle` for the
+form of the file.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from devices.board.bundle import SCHEMA_VERSION, blocks_of, digest_of, parse_man
 from devices.board.bundle import Bundle as BoardBundle
 from devices.board.release_errors import Refusal, Unfit
 from devices.board.release_test import run_self_test
+from devices.board_program import PROGRAM, board_program
 from devices.bundle_signing import sign
+from devices.carried_wheels import CarriedWheels, carried_wheels
 from devices.errors import BundleError, ReleaseRefusedError
 from devices.profile import DeviceProfile
 from pipeline.errors import GateError, InputError
+from pipeline.licences import LICENCE, licence_text, licences
 from pipeline.manifest import Artifact
-from pipeline.packaging_text import licences, model_card
+from pipeline.packaging_parts import check_names, compiled_form, requirement_of
+from pipeline.packaging_text import model_card
 from pipeline.runner import RunResult
 from pipeline.samples import output_file, reference_samples
 from pipeline.signature import SIGNATURE_FILE, Signature, read_signature
@@ -49,18 +54,26 @@ class Packaged:
         digest: Names its release.
         manifest: Of the release.
         signed: Whether it is.
+        wheels_told: For which Python its wheels are, and who told that; None where it has none.
     """
 
     path: Path
     digest: str
     manifest: dict[str, Any]
     signed: bool
+    wheels_told: str | None = None
 
 
 def package(
-    result: RunResult, profile: DeviceProfile, out: Path, *, label: str | None = None, key: Path | None = None
+    result: RunResult,
+    profile: DeviceProfile,
+    out: Path,
+    *,
+    label: str | None = None,
+    key: Path | None = None,
+    wheels: bool = False,
 ) -> Packaged:
-    """Writes the bundle of an artifact; the same run gives the same bytes.
+    """Writes the bundle of an artifact; the same run, and the same wheels, give the same bytes.
 
     Args:
         result: A whole run, `select` included.
@@ -68,21 +81,28 @@ def package(
         out: The file; it appears when it is whole.
         label: Of the artifact, such as `litert/int8`; None takes what the run selected for the device.
         key: Signs it; None leaves it unsigned.
+        wheels: Put the wheels of the runtime and of numpy into it, see `devices.carried_wheels`.
 
     Raises:
         GateError: The run selected nothing for the device.
         InputError: There is no such artifact, or the file can't be written.
         BundleError: The key can't be used.
+        DeviceError: The wheels can't be had.
     """
     label = label or _selected(result, profile)
     if f"export/{label}" not in result.artifacts or f"verify/{label}" not in result.artifacts:
         known = sorted(name.removeprefix("verify/") for name in result.artifacts if name.startswith("verify/"))
         raise InputError(f"There is no verified artifact '{label}'. There are: {', '.join(known) or 'none'}.")
+    target = result.artifacts[f"export/{label}"].manifest.metrics["target"]
+    images = _data_description(result)["preprocess"] is not None
+    carried = carried_wheels(profile, target, images=images) if wheels else None
+    if carried is not None:
+        check_names(carried)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".package-", dir=out.parent) as directory:
             scratch = Path(directory)
-            manifest, files = _contents(result, profile, label, scratch)
+            manifest, files = _contents(result, profile, label, scratch, carried)
             text = (json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
             parse_manifest(text)  # what a board would refuse is refused here
             signature = None if key is None else sign(text, key)
@@ -95,7 +115,8 @@ def package(
         raise InputError(f"{out} can't be written: {error.strerror or error}.") from error
     except Refusal as error:
         raise BundleError(f"No bundle can be made of {result.recipe.name}: {error}.") from error
-    return Packaged(out, digest_of(text), manifest, signature is not None)
+    told = None if carried is None else carried.told
+    return Packaged(out, digest_of(text), manifest, signature is not None, told)
 
 
 def read(path: Path) -> BoardBundle:
@@ -178,7 +199,7 @@ def _selected(result: RunResult, profile: DeviceProfile) -> str:
 
 
 def _contents(
-    result: RunResult, profile: DeviceProfile, label: str, scratch: Path
+    result: RunResult, profile: DeviceProfile, label: str, scratch: Path, wheels: CarriedWheels | None
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """The manifest, and the files by name; those that are made lie in `scratch`."""
     exported, reference = result.artifacts[f"export/{label}"], result.artifacts["calibrate"]
@@ -188,6 +209,7 @@ def _contents(
     golden = _golden_files(signature, reference.directory, verified.directory, scratch)
     lineage = lineage_of(result, label)
     model, confidence_map = exported.file(told["model"]), told.get("confidence_map")
+    compiled, carried = compiled_form(result, profile, label, model), () if wheels is None else wheels.paths
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": result.recipe.name,
@@ -202,19 +224,25 @@ def _contents(
         **golden,
         "threads": profile.threads,
         "budget": _budget(result, profile),
-        "requires": {"architecture": profile.architecture, "runtime": profile.runtimes.get(told["target"], "")},
+        "requires": requirement_of(profile, told["target"], wheels),
+        "program": PROGRAM,
+        **({} if compiled is None else {"compiled": compiled.stated}),
+        **({"wheels": [path.name for path in carried]} if carried else {}),
         "made_from": {name: artifact.manifest.key for name, artifact in sorted(_made_from(result, label).items())},
     }
     texts = {
         SIGNATURE_FILE: json.dumps(golden["signature"], indent=2, sort_keys=True) + "\n",
         LINEAGE: json.dumps(lineage, indent=2, sort_keys=True) + "\n",
         MODEL_CARD: model_card(manifest, lineage, verified.manifest.metrics),
-        LICENCES: licences(told["target"], lineage),
+        LICENCES: licences(told["target"], lineage, program=PROGRAM, wheels=carried),
         **({} if data["classes"] is None else {LABELS: "".join(f"{_line(name)}\n" for name in data["classes"])}),
     }
     for name, text in texts.items():
         (scratch / name).write_text(text, encoding="utf-8")
-    files = {path.name: path for path in (*model_files(model), *sorted(scratch.iterdir()))}
+    (scratch / PROGRAM).write_bytes(board_program())
+    (scratch / LICENCE).write_bytes(licence_text())
+    parts = (*model_files(model), *(() if compiled is None else compiled.files), *carried)
+    files = {path.name: path for path in (*parts, *sorted(scratch.iterdir()))}
     if confidence_map is not None:
         files[confidence_map] = exported.file(confidence_map)
     return {**manifest, "files": {name: file_digest(path) for name, path in sorted(files.items())}}, files

@@ -1,12 +1,10 @@
-"""What a bundle says in words: the model card and the licences of what it was made with."""
+"""What a bundle says of its model in words: the model card."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
-_LONGEST_LICENCE = 80
 _METRICS = {
     "accuracy": "accuracy on the test images",
     "reference_accuracy": "accuracy of the reference on them",
@@ -15,19 +13,9 @@ _METRICS = {
     "max_logit_difference": "largest difference of an output, share of the range",
     "ece": "calibration error",
 }
-_RUNTIMES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-
 _CAVEAT = (
     "Measured on the test images of the data it was trained on; on other images it may be worse. A release tests "
     "itself on its golden samples, which tell whether the file runs as it did, not whether it is right."
-)
-_PACKAGES = (
-    "The packages that the model file was made with, and its runtime, as they state their licences themselves. None of "
-    "them is in this bundle."
-)
-_UNKNOWN = (
-    "Edgeship does not know the licences of the training data and of imported weights: whoever passes this bundle on "
-    "must."
 )
 
 
@@ -53,6 +41,7 @@ def model_card(manifest: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]]
             for each in manifest["signature"]["outputs"]
         ),
         f"- classes: {'none' if classes is None else f'{len(classes)}, see `labels.txt`'}",
+        *_form_lines(manifest),
         "",
         "## How good it is",
         "",
@@ -69,60 +58,17 @@ def model_card(manifest: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]]
     return "\n".join(lines) + "\n"
 
 
-def licences(target: str, lineage: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the licences of the packages that made the model file and of the runtime, Markdown."""
-    versions: dict[str, str] = {}
-    for each in lineage:
-        versions |= each["tools"]
-    runtime = _RUNTIMES.get(target)
-    if runtime is not None:
-        versions.setdefault(runtime, _version(runtime))
-    rows = [f"| {name} | {version} | {licence_of(name)} |" for name, version in sorted(versions.items())]
-    return "\n".join(
-        [
-            "# Third-party licences",
-            "",
-            _PACKAGES,
-            "",
-            "| package | version | licence |",
-            "|---|---|---|",
-            *rows,
-            "",
-            _UNKNOWN,
-        ]
-    ) + "\n"  # fmt: skip
-
-
-def licence_of(distribution: str) -> str:
-    """Returns the licence that an installed package states, in a few words."""
-    try:
-        facts = metadata.metadata(distribution)
-    except metadata.PackageNotFoundError:
-        return "not stated (the package is not installed here)"
-    expression = facts.get_all("License-Expression")
-    if expression:
-        return str(expression[0])
-    classifiers = [
-        text.rpartition(" :: ")[2]
-        for text in facts.get_all("Classifier") or []
-        if text.startswith("License ::") and text != "License :: OSI Approved"
-    ]
-    if classifiers:
-        return ", ".join(classifiers)
-    told = "".join(map(str, facts.get_all("License") or [])).strip()
-    return told if told and len(told) <= _LONGEST_LICENCE and "\n" not in told else "not stated"
-
-
 def _first_line(manifest: Mapping[str, Any]) -> str:
     made = f"{manifest['target']}, {manifest['precision']}, file `{manifest['model']}`"
     return f"For the device `{manifest['device']}`: {made}."
 
 
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "-"
+def _form_lines(manifest: Mapping[str, Any]) -> list[str]:
+    compiled = manifest.get("compiled")
+    if compiled is None:
+        return []
+    told = f"`{compiled['model']}` ({compiled['form']}), where it fits the board; `{compiled['record']}` says of what"
+    return [f"- compiled form: {told}"]
 
 
 def _metric_lines(verified: Mapping[str, Any]) -> list[str]:

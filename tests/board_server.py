@@ -87,12 +87,15 @@ class BoardServer:
 
 
 @contextlib.contextmanager
-def serving(root: Path, *arguments: str, tls: ssl.SSLContext | None = None) -> Iterator[BoardServer]:
-    """Serves what is installed under a root on a free port."""
-    command = [sys.executable, "-m", "devices.board", "serve", "--root", str(root), "--port", "0", *arguments]
+def serving(
+    root: Path, *arguments: str, tls: ssl.SSLContext | None = None, program: Path | None = None
+) -> Iterator[BoardServer]:
+    """Serves what is installed under a root on a free port; by the program in one file where it is given."""
+    started = ["-m", "devices.board"] if program is None else [str(program)]
+    command = [sys.executable, *started, "serve", "--root", str(root), "--port", "0", *arguments]
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=ROOT if program is None else "/",
         env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import subprocess
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from devices.board.bundle import SCHEMA_VERSION, Bundle, read_bundle, write_bundle
+from devices.board_program import board_program
 from devices.bundle_signing import sign
+from devices.compiled import CompiledManifest
 
 SHAPE, CLASSES, SAMPLES = (4, 4, 3), 3, 4
 
@@ -52,6 +55,65 @@ def manifest_of(files: Mapping[str, bytes], /, **changes: Any) -> dict[str, Any]
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         **changes,
     }
+
+
+WHEEL = "tiny_packages-1.0-py3-none-any.whl"
+PARTS: dict[str, Any] = {
+    "program": "edgeship-board.pyz",
+    "wheels": [WHEEL],
+    "compiled": {"form": "fake", "model": "compiled.fake", "record": "compiled.json"},
+}
+"""What the manifest says of `part_files`."""
+
+
+@functools.cache
+def part_files(seed: int) -> dict[str, bytes]:
+    """A program, a wheel and a compiled form for a release of `release_files`."""
+    return {
+        "edgeship-board.pyz": board_program(),
+        WHEEL: wheel_bytes({"tiny_packages.py": f"SEED = {seed}\n"}),
+        **compiled_files(release_files(seed)["model.fake"]),
+    }
+
+
+def small_parts(seed: int) -> dict[str, bytes]:
+    """The same with a program of a few bytes, for tests that make many bundles."""
+    return {**part_files(seed), "edgeship-board.pyz": b"program %d" % seed}
+
+
+def compiled_files(model: bytes, compiled: bytes | None = None, **changes: Any) -> dict[str, bytes]:
+    """The compiled form of a model for the fake runtime, which is the same file again, and `compiled.json`."""
+    content = model if compiled is None else compiled
+    manifest = CompiledManifest.model_validate(
+        {
+            "form": "fake",
+            "runtime": "fake",
+            "package": "fake",
+            "version": "1",
+            "device": "local",
+            "made_on": "device",
+            "processor": {"architecture": None, "cpu_features": None},
+            "source": [_record("model.fake", model)],
+            "files": [_record("compiled.fake", content)],
+            "seconds": 0.5,
+            **changes,
+        }
+    )
+    return {"compiled.fake": content, "compiled.json": manifest.model_dump_json().encode()}
+
+
+def wheel_bytes(modules: Mapping[str, str], name: str = "tiny_packages", version: str = "1.0") -> bytes:
+    """A wheel of these modules."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for inner, text in {
+            **modules,
+            f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{name}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{name}-{version}.dist-info/RECORD": "",
+        }.items():
+            archive.writestr(zipfile.ZipInfo(inner), text)
+    return stream.getvalue()
 
 
 def make_bundle(
@@ -103,6 +165,10 @@ def trust(root: Path, *, signers: str | None = None, revoked: Path | None = None
     if revoked is not None:
         (directory / "revoked_keys").write_bytes(revoked.read_bytes())
     return root
+
+
+def _record(name: str, content: bytes) -> dict[str, Any]:
+    return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
 
 
 def _npy(array: Any) -> bytes:

@@ -16,7 +16,8 @@ from .agent import BoardAgent
 from .jsonlines import Lifeline, serve
 from .release_requests import release_handlers
 
-COMMANDS = ("infer", "serve", "recover", "unit", "-h", "--help")
+COMMANDS = ("infer", "serve", "unit", "install", "status", "rollback", "recover", "trust", "-h", "--help")
+"""Of `program`; named here, because the agent does not import that."""
 
 
 def main(root: str = "") -> None:

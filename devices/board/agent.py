@@ -44,7 +44,7 @@ from .energy import EnergyMeter
 from .errors import AgentError, ModelRejected
 from .governor import GovernorKeeper
 from .jsonlines import EmitEvent, Handler
-from .launch import DIRECTORY_VARIABLE
+from .launch import DIRECTORY_VARIABLE, PROTOCOL_VERSION
 from .memory import peak_memory, resident_memory_mb
 from .mlperf import run_scenario
 from .prediction import predict
@@ -52,8 +52,6 @@ from .profiling import profile
 from .runners import IMPORTS, RUNNERS, Runner
 from .runners.contract import Feed, make_feeds
 from .runners.litert_cached import CACHE_SUFFIX
-
-PROTOCOL_VERSION = 3
 
 _NUM_INPUTS = 4
 

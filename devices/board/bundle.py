@@ -20,12 +20,16 @@ import os
 import re
 from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+from .bundle_parts import FORM_NOTE, parts_problem, requirement_problem
 from .release_errors import BadBundle
 
 MANIFEST = "release.json"
 SIGNATURE = "release.json.sig"
-SCHEMA_VERSION = 2
-"""Form of a release's manifest; before 2 it held one image input and one output."""
+SCHEMA_VERSION = 3
+"""Form of a release's manifest. Before 3 it had no program, wheels and compiled form, and nobody judged what it
+requires; before 2 it held one image input and one output."""
+READABLE = (2, 3)
+"""Forms that this version installs."""
 
 MAX_FILES = 1000
 MAX_BYTES = 4 * 2**30
@@ -71,14 +75,25 @@ class Bundle(NamedTuple):
         return digest_of(self.text)
 
     @property
-    def num_bytes(self) -> int:
-        """What its files take, with the manifest."""
-        return sum(member.size for member in self.members) + len(self.text) + len(self.signature or b"")
+    def num_kept_bytes(self) -> int:
+        """What its files take on a board, with the manifest; wheels are not kept as they are."""
+        wheels = self.manifest.get("wheels", ())
+        kept = sum(member.size for member in self.members if member.name not in wheels)
+        return kept + len(self.text) + len(self.signature or b"")
 
 
 def digest_of(text: bytes) -> str:
     """The digest that names a release: of its manifest, which states the digest of every file."""
     return hashlib.sha256(text).hexdigest()[:DIGEST_LENGTH]
+
+
+def kept_files(manifest: Mapping[str, Any]) -> Dict[str, str]:
+    """The digests of the files that a release on a board keeps and can't do without.
+
+    Wheels become an environment (see `environment`); without its compiled form it has the model itself.
+    """
+    spare = {*manifest.get("wheels", ()), *((manifest["compiled"]["model"],) if manifest.get("compiled") else ())}
+    return {name: sha256 for name, sha256 in manifest["files"].items() if name not in spare}
 
 
 def header(name: str, size: int) -> bytes:
@@ -271,12 +286,19 @@ def _problem(manifest: Any) -> str:
     """What is wrong with a manifest, "" where nothing is."""
     if not isinstance(manifest, dict):
         return "it is no mapping"
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        return f"it has the form {manifest.get('schema_version')!r:.20}, expected {SCHEMA_VERSION}: make it anew"
+    if manifest.get("schema_version") not in READABLE or isinstance(manifest["schema_version"], (bool, float)):
+        expected = " or ".join(map(str, READABLE))
+        return f"it has the form {manifest.get('schema_version')!r:.20}, expected {expected}: make it anew"
     for key in ("name", "target", "model"):
         if not isinstance(manifest.get(key), str) or not _NAME.fullmatch(manifest[key]):
             return f"{key} is {manifest.get(key)!r:.60}"
-    return _files_problem(manifest) or _golden_problem(manifest) or _limits_problem(manifest)
+    return (
+        _files_problem(manifest)
+        or _golden_problem(manifest)
+        or _limits_problem(manifest)
+        or requirement_problem(manifest)
+        or parts_problem(manifest)
+    )
 
 
 def _files_problem(manifest: Mapping[str, Any]) -> str:
@@ -285,6 +307,8 @@ def _files_problem(manifest: Mapping[str, Any]) -> str:
         return "files does not name the files"
     if not all(isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in files.values()):
         return "files does not state the SHA-256 of each"
+    if FORM_NOTE in files:
+        return f"a file is called {FORM_NOTE}, which is the board's own"
     return "" if manifest["model"] in files else "the model is not among the files"
 
 
@@ -318,9 +342,6 @@ def _limits_problem(manifest: Mapping[str, Any]) -> str:
     for key, limit in budget.items():
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             return f"{key} is {limit!r:.20}"
-    requires = manifest.get("requires", {})
-    if not isinstance(requires, dict) or not isinstance(requires.get("architecture"), (str, type(None))):
-        return "requires is not what is known as a requirement"
     threads = manifest.get("threads", 1)
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         return f"threads is {threads!r:.20}"

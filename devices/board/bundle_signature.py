@@ -137,7 +137,10 @@ def _keygen(arguments: List[str], text: bytes) -> subprocess.CompletedProcess[by
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": "/"},
         )
     except FileNotFoundError as error:
-        raise BadSignature("signatures can't be checked: there is no ssh-keygen; install OpenSSH's client") from error
+        raise BadSignature(
+            "signatures can't be checked: there is no ssh-keygen; install OpenSSH's client (in Termux: pkg install "
+            "openssh)"
+        ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadSignature(f"signatures can't be checked: ssh-keygen failed: {error}") from error
 

@@ -8,9 +8,12 @@ import json
 import os
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from . import environment
+from .bundle import kept_files
 from .confidence import CONFIDENCE_FILE, ConfidenceMap
 from .errors import AgentError, ModelRejected
 from .preprocess import InputTransform, Preprocess
+from .release_form import Form, choose_form
 
 RELEASE_FILE = "release.json"
 LABELS_FILE = "labels.txt"
@@ -40,6 +43,7 @@ class Installed:
         transforms: By input, from a stored sample to that input; None where it is taken as it is.
         kind: Of the first output: `logits`, `probabilities` or `values`.
         confidence_map: What follows the softmax, if anything.
+        form: What is loaded: the model itself, or its compiled form where that fits this board; None is the model.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Installed:
     transforms: Mapping[str, Optional[InputTransform]]
     kind: str
     confidence_map: Optional[ConfidenceMap]
+    form: Optional[Form] = None
 
 
 def installed_names(root: str) -> List[str]:
@@ -93,6 +98,8 @@ def choose_name(root: str, name: Optional[str]) -> str:
 def read_release(root: str, name: str) -> Installed:
     """Reads the release in use and compares the digests of all its files.
 
+    From here on this process imports the packages that came with it.
+
     Raises:
         NoRelease: There is none.
         ModelRejected: It is damaged or of a form that this version does not know.
@@ -102,7 +109,8 @@ def read_release(root: str, name: str) -> Installed:
     directory = os.path.join(root, name, "releases", str(digest))
     manifest = _object(directory, RELEASE_FILE)
     try:
-        _check_files(directory, manifest["files"])
+        _check_files(directory, kept_files(manifest))
+        environment.activate(environment.packages_of(root, manifest))
         model = str(manifest["model"])
         signature = manifest.get("signature") or _object(directory, SIGNATURE_FILE)
         record = manifest.get("preprocess")
@@ -119,6 +127,7 @@ def read_release(root: str, name: str) -> Installed:
             transforms={each["name"]: _transform(each) for each in signature["inputs"]},
             kind=str(signature["outputs"][0].get("kind", "values")),
             confidence_map=_confidence_map(directory, manifest),
+            form=choose_form(directory, manifest),
         )
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ModelRejected(

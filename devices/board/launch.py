@@ -22,6 +22,9 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 DIRECTORY_VARIABLE = "EDGESHIP_AGENT_DIRECTORY"
 """Names the directory on the board in which an agent leaves notes for later ones."""
 
+PROTOCOL_VERSION = 3
+"""Of what agents are asked and answer."""
+
 _GRACE_MS = 5000
 _LAST_WORDS_MS = 1000
 _POLLRDHUP = 0x2000  # Linux; Python's select has no name for it on every architecture
@@ -31,7 +34,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the agent to its end.
 
     Args:
-        arguments: The path of the courier's lifeline (see `courier`), and a directory of packages or "".
+        arguments: The path of the courier's lifeline (see `courier`), a directory of packages or "", and the module
+            that the agent is where it is another one than `__main__`.
     """
     lifeline = os.open(arguments[0], os.O_RDONLY | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):  # it blocks as long as the courier lives
@@ -43,21 +47,21 @@ def main(arguments: Sequence[str]) -> NoReturn:
         os.close(lifeline)
         os.close(ended)
         os.environ.setdefault(DIRECTORY_VARIABLE, os.path.dirname(os.path.dirname(os.path.abspath(arguments[0]))))
-        _become_agent(arguments[1])
+        _become_agent(arguments[1], arguments[2] if len(arguments) > 2 else "")
     os.close(alive)
     _guard(child, ended, lifeline)
     status = os.waitpid(child, 0)[1]
     sys.exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 
 
-def _become_agent(packages: str) -> NoReturn:
+def _become_agent(packages: str, module: str) -> NoReturn:
     try:
         for name in _THREAD_VARIABLES:
             os.environ.setdefault(name, "1")
         if packages:
             sys.path.insert(1, packages)  # before what the system has
             site.addsitedir(packages)  # reads the .pth files
-        runpy.run_module(str(__package__), run_name="__main__")
+        runpy.run_module(f"{__package__}.{module}" if module else str(__package__), run_name="__main__")
     except BaseException:  # noqa: BLE001 (the child must not return into the parent's code)
         traceback.print_exc()
         sys.stderr.flush()

@@ -21,13 +21,12 @@ from .images import read_image
 from .installed import Installed, choose_name, read_release
 from .preprocess import InputTransform, preprocess
 from .quantization import dequantize
+from .release_form import PLAIN, Form
+from .release_program import DEFAULT_ROOT, ROOT_VARIABLE, default_root
 from .runners import RUNNERS, Runner
 from .runners.contract import Feed, make_feeds, names_of
 
 Array = np.ndarray
-
-ROOT_VARIABLE = "EDGESHIP_ROOT"
-DEFAULT_ROOT = "~/.local/share/edgeship"
 
 _NUMBER_KINDS = "fiub"
 _LEAST = 1e-12
@@ -59,6 +58,9 @@ class InstalledModel:
         release: As `read_release` gives it.
         num_threads: Of one inference.
 
+    Attributes:
+        form: What was loaded, and why not the compiled form where there is one.
+
     Raises:
         RuntimeMissing: The runtime is not installed.
         ModelRejected: The file can't be loaded, or its tensors do not fit what the release says.
@@ -70,13 +72,28 @@ class InstalledModel:
             raise ModelRejected(
                 f"the release {release.digest} needs the runtime '{release.runtime}'; there are: {', '.join(RUNNERS)}"
             )
-        self._runner: Runner = RUNNERS[release.runtime]()
-        self._runner.load(release.model, num_threads=num_threads)
+        self.form = release.form or Form(PLAIN, release.model, release.model_sha256, None)
+        self._runner = self._loaded(num_threads)
         description = self._runner.describe()
         self.runtime_version = str(description["version"])
         self.inputs: List[Dict[str, Any]] = description["inputs"]
         self.outputs: List[Dict[str, Any]] = description["outputs"]
         self.feeds: List[Feed] = make_feeds(self.inputs)
+
+    def _loaded(self, num_threads: int) -> Runner:
+        """The compiled form where there is one that fits and that the runtime takes, else the model itself."""
+        if self.form.name != PLAIN:
+            runner = RUNNERS[self.release.runtime]()
+            try:
+                runner.load(self.form.path, num_threads=num_threads)
+            except (AgentError, OSError) as error:
+                reason = f"the form {self.form.name} is not used: {error}"
+                self.form = Form(PLAIN, self.release.model, self.release.model_sha256, None, reason)
+            else:
+                return runner
+        runner = RUNNERS[self.release.runtime]()
+        runner.load(self.release.model, num_threads=num_threads)
+        return runner
 
     def warm_up(self) -> List[Array[Any, Any]]:
         """Runs once on zeros, so that the first request does not wait; returns the answers."""
@@ -211,11 +228,6 @@ class InstalledModel:
         return probabilities(values, self.release.confidence_map)
 
 
-def default_root() -> str:
-    """Where releases lie unless told otherwise."""
-    return os.path.expanduser(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
-
-
 def default_threads(workers: int = 1) -> int:
     """Of one inference, where so many run at once: an equal part of the cores that this process may use."""
     return max(1, len(os.sched_getaffinity(0)) // workers)
@@ -241,4 +253,12 @@ def open_model(
     return InstalledModel(release, num_threads=num_threads or default_threads())
 
 
-__all__: Tuple[str, ...] = ("InstalledModel", "Label", "default_root", "default_threads", "open_model")
+__all__: Tuple[str, ...] = (
+    "DEFAULT_ROOT",
+    "ROOT_VARIABLE",
+    "InstalledModel",
+    "Label",
+    "default_root",
+    "default_threads",
+    "open_model",
+)

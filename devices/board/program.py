@@ -13,11 +13,11 @@ import stat
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
+from . import release_program, start
 from .errors import AgentError
 from .images import ImageRejected
 from .installed import NoRelease
 from .model import BadInput, InstalledModel, Label, default_root, open_model
-from .release_recover import recover_releases
 from .serving.access import AccessRefused, make_access
 from .serving.notify import Supervisor
 from .serving.routes import Limits
@@ -40,7 +40,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         The exit code.
     """
     given = _parser().parse_args(arguments)
-    commands = {"infer": _infer, "serve": _serve, "recover": _recover, "unit": _unit}
+    if given.command in release_program.COMMANDS:
+        return release_program.run(given)
+    commands = {"infer": _infer, "serve": _serve, "unit": _unit}
     try:
         return commands[given.command](given)
     except (BadInput, ImageRejected, NoRelease, AccessRefused) as error:
@@ -50,7 +52,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(_PROGRAM, description="Runs and serves the models installed on this board.")
+    parser = argparse.ArgumentParser(_PROGRAM, description="Runs, serves and installs models on this board.")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", default=default_root(), help="where releases lie (EDGESHIP_ROOT; %(default)s)")
     shared.add_argument("--debug", action="store_true", help="show where an error comes from")
@@ -66,10 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", parents=[shared], help="answer the Open Inference Protocol over HTTP")
     _add_serving(serve)
 
-    recover = commands.add_parser("recover", parents=[shared], help="finish installations that were interrupted")
-    recover.add_argument("--no-restart", action="store_true", help="of services, which are not running yet")
-    recover.add_argument("--json", action="store_true", help="print one JSON object")
-
     unit = commands.add_parser("unit", parents=[shared], help="write a systemd unit for `serve`, or for `recover`")
     _add_serving(unit)
     unit.add_argument(
@@ -81,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     unit.add_argument("--output", help="the unit's file (standard output)")
     unit.add_argument("--group", default="", help="that may read the releases, where others may not")
     unit.add_argument("--memory-max", default="80%", help="of the service (%(default)s)")
+    release_program.add_commands(commands)
     return parser
 
 
@@ -168,29 +167,17 @@ def _serve(given: argparse.Namespace) -> int:
     return DONE if service.run(Supervisor()) else FAILED
 
 
-def _recover(given: argparse.Namespace) -> int:
-    rows = recover_releases(given.root, restart=not given.no_restart)
-    if given.json:
-        _print(json.dumps({"recovered": rows}))
-        return DONE
-    for row in rows:
-        entry = row["entry"]
-        told = "somebody is at work on it" if entry is None else f"{entry['result']}: {entry.get('reason', '')}"
-        _print(f"{row['name']}: {told}")
-    if not rows:
-        _print(f"nothing was interrupted in {given.root}")
-    return DONE
-
-
 def _unit(given: argparse.Namespace) -> int:
     if given.token_file is None and given.client_ca is None:
         make_access(given.host)  # the rule of `serve`; the files themselves only the service will see
     package = str(__package__)
     here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
     others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    packages = list(dict.fromkeys([here, *others]))
-    python = [sys.executable, "-m", package]
-    text = (_recovery_unit if given.recover else _server_unit)(given, python, packages)
+    if os.path.isfile(here):  # the program in one file, that of the release in use
+        program, packages = [start.lasting_path(here)], others
+    else:
+        program, packages = ["-m", package], list(dict.fromkeys([here, *others]))
+    text = (_recovery_unit if given.recover else _server_unit)(given, program, packages)
     if given.output is None:
         _print(text.rstrip("\n"))
         return DONE
@@ -199,10 +186,10 @@ def _unit(given: argparse.Namespace) -> int:
     return DONE
 
 
-def _server_unit(given: argparse.Namespace, python: List[str], packages: List[str]) -> str:
-    files = [given.certificate, given.key, given.client_ca]
+def _server_unit(given: argparse.Namespace, program: List[str], packages: List[str]) -> str:
+    files = [*_program_file(program), given.certificate, given.key, given.client_ca]
     return unit_text(
-        [*python, *_serve_arguments(given)],
+        [sys.executable, *program, *_serve_arguments(given)],
         root=os.path.abspath(given.root),
         packages=packages,
         reads=[sys.prefix, sys.base_prefix, *(os.path.abspath(path) for path in files if path)],
@@ -213,10 +200,10 @@ def _server_unit(given: argparse.Namespace, python: List[str], packages: List[st
     )
 
 
-def _recovery_unit(given: argparse.Namespace, python: List[str], packages: List[str]) -> str:
+def _recovery_unit(given: argparse.Namespace, program: List[str], packages: List[str]) -> str:
     root = os.path.abspath(given.root)
     owner = os.stat(root).st_uid
-    code = [sys.executable, *packages]
+    code = [sys.executable, *_program_file(program), *packages]
     if owner == 0:
         _check_owned_by_root(code)
     try:
@@ -224,13 +211,18 @@ def _recovery_unit(given: argparse.Namespace, python: List[str], packages: List[
     except KeyError:
         user = str(owner)
     return recovery_text(
-        [*python, "recover", "--no-restart", "--root", root],
+        [sys.executable, *program, "recover", "--no-restart", "--root", root],
         root=root,
         user=user,
         packages=packages,
-        reads=[sys.prefix, sys.base_prefix],
+        reads=[sys.prefix, sys.base_prefix, *_program_file(program)],
         before=given.before or ["edgeship-board.service"],
     )
+
+
+def _program_file(program: Sequence[str]) -> List[str]:
+    """The program in one file, where it is one."""
+    return [*program] if len(program) == 1 else []
 
 
 def _check_owned_by_root(paths: Sequence[str]) -> None:

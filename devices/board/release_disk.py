@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Iterable
 
+from .release_errors import Refusal
 from .storage import sync_directory
+
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Disk:
@@ -41,9 +45,21 @@ class Disk:
         os.rename(source, target)
 
     def symlink(self, to: str, path: str) -> None:
-        """Makes a link."""
+        """Makes a link.
+
+        Raises:
+            Refusal: There are none on this storage.
+        """
         self.record("symlink", to, path)
-        os.symlink(to, path)
+        try:
+            os.symlink(to, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise Refusal(
+                f"{os.path.dirname(path)} lies on a storage without symbolic links ({error.strerror}), as FAT and "
+                "Android's shared storage are, and releases are switched by one: choose another place with --root"
+            ) from error
 
     def unlink(self, path: str) -> None:
         """Removes a file or a link."""

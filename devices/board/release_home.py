@@ -22,7 +22,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional
 
-from .bundle import MANIFEST, digest_of, parse_manifest
+from .bundle import MANIFEST, digest_of, kept_files, parse_manifest
 from .release_disk import Disk
 from .release_errors import BadBundle, Refusal
 from .storage import READ_BYTES, sync_directory
@@ -259,7 +259,7 @@ def read_release(directory: str) -> tuple[Dict[str, Any], bytes]:
         with open(os.path.join(directory, MANIFEST), "rb") as stream:
             text = stream.read()
         manifest = parse_manifest(text)
-        for name, expected in manifest["files"].items():
+        for name, expected in kept_files(manifest).items():
             actual = _digest(os.path.join(directory, name))
             if actual != expected:
                 raise Refusal(

@@ -11,19 +11,20 @@ import contextlib
 import errno
 import glob
 import os
-import platform
 import shutil
-import sys
 from typing import Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional
 
+from . import environment
 from .bundle import MANIFEST, SIGNATURE, Bundle, blocks_of, read_bundle
 from .bundle_signature import check_signature, read_settings
 from .release_disk import Disk
-from .release_errors import FailedTest, FailedWatch, NoRoom, Refusal, Unfit
+from .release_errors import FailedTest, FailedWatch, NoRoom, Refusal
+from .release_form import note_failure
 from .release_home import Home, Restart, hold_home, is_whole, list_releases, now_text, read_release, read_state, status
 from .release_service import service_of
 from .release_test import run_self_test
 from .release_watcher import StartWatcher, Watcher
+from .requirement import check_fit
 from .storage import FULL, free_bytes
 
 STEPS = (
@@ -56,8 +57,9 @@ WATCH_STEPS = ("restart", "watch")
 RESERVE_BYTES = 4 * 2**20
 """So much of the storage stays free."""
 
-SelfTest = Callable[[str, Mapping[str, Any]], Dict[str, Any]]
-"""Takes a release's directory and its manifest; returns what was measured, or raises `Refusal`."""
+SelfTest = Callable[..., Dict[str, Any]]
+"""Takes a release's directory, its manifest and, where its bundle brought packages, their directory as `packages`;
+returns what was measured, or raises `Refusal`."""
 
 
 class Installer:
@@ -103,14 +105,14 @@ class Installer:
             FailedWatch: The service was not well with the release; the message says what is in use now.
             Refusal: The release in use is what it was before.
         """
-        with self._explained(), open(path, "rb") as stream:
+        with self._explained(), self._tidied(), open(path, "rb") as stream:
             self._at("read")
             bundle = read_bundle(stream)
             with self._noted_where_known(bundle):
                 self._at("signature")
                 signer = check_signature(self._root, bundle.text, bundle.signature)
                 self._at("fit")
-                _check_fit(bundle.manifest)
+                check_fit(bundle.manifest)
             answer = {"name": bundle.manifest["name"], "digest": bundle.digest, "signed_by": signer}
             answer |= {"watched_s": None, "up_after_s": None}
             self._at("lock")
@@ -120,7 +122,7 @@ class Installer:
                 self._at("recover")
                 home.recover(_restart(home))
                 whole = is_whole(home.release(bundle.digest))
-                if whole and home.current == bundle.digest:
+                if whole and home.current == bundle.digest and not self._lacks_packages(bundle.manifest):
                     return {**answer, "changed": False, "measured": None}
                 told = self._install(home, stream, bundle, signer, whole)
         return {**answer, "changed": True, **told}
@@ -155,7 +157,7 @@ class Installer:
                     self._at("begin")
                     home.begin(task)
                     self._at("self-test")
-                    measured = self._self_test(directory, manifest)
+                    measured = self._tested(directory, manifest)
                     watcher = self._switch(home, task, measured)
                 self._settle(home, task, watcher)
         return {"name": name, "digest": digest, "measured": measured}
@@ -169,16 +171,19 @@ class Installer:
         with self._noted(home, task):
             keep = read_settings(self._root)["keep"]
             self._at("space")
-            _check_room(self._root, 0 if whole else bundle.num_bytes)
+            _check_room(self._root, 0 if whole else bundle.num_kept_bytes)
             self._at("begin")
             home.begin(task)
             if not whole:
                 self._at("unpack")
                 _unpack(self._disk, stream, bundle, incoming)
+            environment.make(self._root, stream, bundle)
+            if not whole:
                 self._at("sync")
                 self._disk.sync_directory(incoming)
             self._at("self-test")
-            measured = self._self_test(incoming, bundle.manifest)
+            measured = self._tested(incoming, bundle.manifest)
+            note_failure(self._disk, incoming, measured)
             self._at("budget")
             _check_budget(bundle.manifest, measured)
             if not whole:
@@ -253,18 +258,33 @@ class Installer:
         for old in glob.glob(os.path.join(glob.escape(self._root), ".dry-run-*")):
             if not os.path.exists(f"/proc/{old.rpartition('-')[2]}"):  # it was killed
                 shutil.rmtree(old, ignore_errors=True)
-        _check_room(self._root, bundle.num_bytes)
+        _check_room(self._root, bundle.num_kept_bytes)
         directory = os.path.join(self._root, f".dry-run-{os.getpid()}")
         try:
             self._at("unpack")
             _unpack(self._disk, stream, bundle, directory)
+            environment.make(self._root, stream, bundle)
             self._at("self-test")
-            measured = self._self_test(directory, bundle.manifest)
+            measured = self._tested(directory, bundle.manifest)
             self._at("budget")
             _check_budget(bundle.manifest, measured)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         return measured
+
+    def _lacks_packages(self, manifest: Mapping[str, Any]) -> bool:
+        packages = environment.packages_of(self._root, manifest)
+        return bool(packages) and not os.path.isdir(packages)
+
+    def _tested(self, directory: str, manifest: Mapping[str, Any]) -> Dict[str, Any]:
+        packages = environment.packages_of(self._root, manifest)
+        if not packages:
+            return self._self_test(directory, manifest)
+        if self._lacks_packages(manifest):
+            raise Refusal(
+                f"the packages of {manifest['name']} are not in {packages} any more; install its bundle again"
+            )
+        return self._self_test(directory, manifest, packages=packages)
 
     def _task(self, action: str, digest: str, before: Optional[str], signer: Optional[str]) -> Dict[str, Any]:
         return {
@@ -307,6 +327,15 @@ class Installer:
             raise
 
     @contextlib.contextmanager
+    def _tidied(self) -> Iterator[None]:
+        """Removes packages that no release wants any more, whatever became of the installation."""
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                environment.prune(self._root)
+
+    @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Says of an error of the system what it means for the release."""
         try:
@@ -336,18 +365,6 @@ def _restart(home: Home) -> Restart:
     return restart
 
 
-def _check_fit(manifest: Mapping[str, Any]) -> None:
-    wanted = manifest.get("requires", {}).get("architecture")
-    told = platform.machine()
-    if sys.maxsize < 2**32:  # a 32-bit system on a 64-bit kernel: what counts is what Python can load
-        told = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(told, told)
-    if wanted is not None and wanted != told:
-        raise Unfit(
-            f"the bundle is for {wanted}, and this board is {told}: make one for this board with "
-            "`edgeship package --device`"
-        )
-
-
 def _check_room(root: str, size: int) -> None:
     free = free_bytes(root)
     if size + RESERVE_BYTES > free:
@@ -361,8 +378,9 @@ def _unpack(disk: Disk, stream: BinaryIO, bundle: Bundle, directory: str) -> Non
     """Writes all files, whose names `read_bundle` has checked; each digest is compared on the way."""
     disk.mkdir(directory)
     for member in bundle.members:
-        blocks = blocks_of(stream, member, bundle.manifest["files"][member.name])
-        disk.write(os.path.join(directory, member.name), blocks)
+        if member.name not in bundle.manifest.get("wheels", ()):
+            blocks = blocks_of(stream, member, bundle.manifest["files"][member.name])
+            disk.write(os.path.join(directory, member.name), blocks)
     if bundle.signature is not None:
         disk.write(os.path.join(directory, SIGNATURE), [bundle.signature])
     disk.write(os.path.join(directory, MANIFEST), [bundle.text])

@@ -3,6 +3,8 @@
 install {bundle, root, who, dry_run?, discard?}   -> see `Installer.install`; `discard` removes the bundle afterwards
 rollback {name, root, who}                        -> see `Installer.rollback`
 releases {root}                                   -> `root`, absolute, and `releases`, see `release_home.status`
+carried {root, name}                              -> whether the release before the one in use brought its `packages`
+installed {names}                                 -> versions by name, null where a package is missing
 trust {root, allow_unsigned?, keep?,
        allowed_signers?, revoked_keys?}           -> `settings`, and the number of `signers`; files are Base64
 service {root, name?, set?, off?}                 -> `services`, see `release_service.read_services`; `set` changes
@@ -21,10 +23,11 @@ import os
 from typing import Any, Callable, Dict
 
 from .bundle_signature import ALLOWED_SIGNERS, REVOKED_KEYS, SETTINGS, TRUST_DIRECTORY, read_settings
+from .interpreter import installed_version
 from .jsonlines import EmitEvent, Handler
 from .release_disk import replace_file
 from .release_errors import Refusal
-from .release_home import status
+from .release_home import linked, read_release, status
 from .release_install import Installer
 from .release_service import forget_service, read_services, set_service
 
@@ -37,6 +40,8 @@ def release_handlers() -> Dict[str, Handler]:
         "install": _install,
         "rollback": _rollback,
         "releases": lambda params, _: {"root": _root(params), "releases": status(_root(params))},
+        "carried": lambda params, _: {"packages": _carried(params)},
+        "installed": lambda params, _: {name: installed_version(name) for name in params["names"]},
         "trust": lambda params, _: _answer(lambda: _trust(params)),
         "service": lambda params, _: _answer(lambda: {"services": _service(params)}),
     }
@@ -60,6 +65,16 @@ def _rollback(params: Params, emit_event: EmitEvent) -> Params:
 
 def _installer(params: Params, emit_event: EmitEvent) -> Installer:
     return Installer(_root(params), who=params["who"], on_step=lambda step: emit_event({"step": step}))
+
+
+def _carried(params: Params) -> bool:
+    home = os.path.join(_root(params), os.path.basename(str(params["name"])))
+    try:
+        return bool(
+            read_release(os.path.join(home, "releases", str(linked(os.path.join(home, "previous")))))[0].get("wheels")
+        )
+    except Refusal:
+        return False
 
 
 def _trust(params: Params) -> Params:

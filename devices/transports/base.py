@@ -46,8 +46,12 @@ class Transport(Protocol):
     def get(self, device_path: str, local_path: str) -> None:
         """Copies a file of the device to a local path."""
 
-    def start_agent(self) -> Agent:
+    def start_agent(self, *, releases_only: bool = False) -> Agent:
         """Starts an agent of its own process.
+
+        Args:
+            releases_only: It needs no package on the device and knows releases alone, see
+                `devices.board.release_agent`.
 
         Raises:
             DeviceError: It could not be started, or speaks another protocol.

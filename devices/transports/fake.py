@@ -51,7 +51,7 @@ class FakeDevice:
         if Path(device_path).absolute() != Path(local_path).absolute():
             shutil.copyfile(device_path, local_path)
 
-    def start_agent(self) -> FakeAgent:
+    def start_agent(self, *, releases_only: bool = False) -> FakeAgent:  # noqa: ARG002 (it keeps no releases)
         """See `Transport`."""
         return FakeAgent(self._profile, self._script)
 

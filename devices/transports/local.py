@@ -38,12 +38,14 @@ class LocalDevice:
         if Path(device_path).absolute() != Path(local_path).absolute():
             shutil.copyfile(device_path, local_path)
 
-    def start_agent(self, module: str = "devices.board") -> ProcessAgent:
+    def start_agent(self, module: str = "devices.board", *, releases_only: bool = False) -> ProcessAgent:
         """See `Transport`.
 
         Args:
             module: What runs in the process: the board's agent, or one of the host that does more.
+            releases_only: See `Transport`; the module is the agent's then.
         """
+        module = "devices.board.release_agent" if releases_only else module
         python = self._profile.python or sys.executable
         env = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1")}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_PACKAGES_DIR), env.get("PYTHONPATH"))))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from devices.board.agent import PROTOCOL_VERSION
+from devices.board.launch import PROTOCOL_VERSION
 from devices.errors import (
     AgentCrashedError,
     AgentTimeoutError,

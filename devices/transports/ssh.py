@@ -45,13 +45,14 @@ class SshDevice:
         with self._explained(), self._link.hold():
             fetch(self._link, device_path, Path(local_path))
 
-    def start_agent(self) -> SshAgent:
+    def start_agent(self, *, releases_only: bool = False) -> SshAgent:
         """See `Transport`."""
         link = self._link
         with self._explained(), contextlib.ExitStack() as stack:
             stack.enter_context(link.hold())
-            packages = prepare_environment(link, self._profile)
+            packages = "" if releases_only else prepare_environment(link, self._profile)
             remote = [link.python, "-I", ship_agent(link), link.board["lifeline"], packages]
+            remote += ["release_agent"] if releases_only else []
             command = shlex.join(remote)
             try:
                 agent = ProcessAgent(link.command(remote), env=ssh_environment(), device=self._profile.name)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import zipfile
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-import devices.board
+from devices.board_program import agent_archive
 from devices.errors import AgentCrashedError, AgentTimeoutError, ConnectionFailedError, DeviceError
 from devices.peer import PeerDiedError, describe_end
 from devices.transports.base import OnEvent
@@ -20,8 +18,6 @@ from devices.transports.process_agent import ProcessAgent
 from devices.transports.ssh_files import RESERVE_BYTES, send_together, wait_while_busy
 from devices.transports.ssh_link import SshLink
 
-_MAIN = "import sys\n\nfrom board.launch import main\n\nmain(sys.argv[1:])\n"
-_EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _UNPACK_TIMEOUT_S = 1800.0
 
 
@@ -119,18 +115,3 @@ def _needed_bytes(archive: Path) -> int:
     """Of the archive and of what it unpacks to, which lie on the board side by side for a while."""
     with zipfile.ZipFile(archive) as source:
         return archive.stat().st_size + sum(member.file_size for member in source.infolist())
-
-
-@cache
-def agent_archive() -> bytes:
-    """The package `devices.board` as a zip file that Python can run once it is unpacked; the same bytes each time."""
-    root = Path(devices.board.__file__).parent
-    sources = {"__main__.py": _MAIN.encode()}
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            sources[f"board/{path.relative_to(root).as_posix()}"] = path.read_bytes()
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in sources.items():
-            archive.writestr(zipfile.ZipInfo(name, _EARLIEST_ZIP_DATE), content, zipfile.ZIP_DEFLATED)
-    return stream.getvalue()

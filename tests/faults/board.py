@@ -16,9 +16,12 @@ from tests.bundles import opened
 MEASURED = {"worst": 0.0, "latency_p50_ms": 2.0, "latency_p99_ms": 3.0, "num_latencies": 400}
 
 
-def passes(directory: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def passes(directory: str, manifest: Mapping[str, Any], packages: str = "") -> dict[str, Any]:
     """A self-test without a runtime."""
     assert (Path(directory) / manifest["model"]).read_bytes()
+    assert bool(packages) == ("wheels" in manifest)
+    if packages:
+        assert (Path(packages) / "tiny_packages.py").read_bytes(), "the packages of the bundle are not whole"
     return MEASURED
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import make_bundle, make_key, signer_line, trust
+from tests.bundles import PARTS, make_bundle, make_key, signer_line, small_parts, trust
 from tests.faults.board import Board
 
 
@@ -52,13 +52,26 @@ def board(tmp_path: Path) -> Board:
 
 
 @pytest.fixture
+def full_board(tmp_path: Path) -> Board:
+    """The same with bundles that have all parts: a program, a wheel, a compiled form."""
+    root = trust(tmp_path / "root", allow_unsigned=True)
+    old, new = (
+        make_bundle(tmp_path / name, seed, files=small_parts(seed), **PARTS) for name, seed in (("old", 1), ("new", 2))
+    )
+    board = Board(root, old, new)
+    board.install(board.old)
+    return board
+
+
+@pytest.fixture
 def signed_board(tmp_path: Path) -> Board:
     """The same, and it takes signed bundles only."""
     if shutil.which("ssh-keygen") is None:
         pytest.skip("no ssh-keygen on this machine")
     key = make_key(tmp_path / "key")
     root = trust(tmp_path / "root", signers=signer_line(key))
-    board = Board(root, make_bundle(tmp_path / "old", 1, key=key), make_bundle(tmp_path / "new", 2, key=key))
+    new = make_bundle(tmp_path / "new", 2, key=key, files=small_parts(2), **PARTS)
+    board = Board(root, make_bundle(tmp_path / "old", 1, key=key), new)
     board.install(board.old)
     return board
 

@@ -17,13 +17,23 @@ from devices.board.bundle import MANIFEST, SIGNATURE, blocks_of, header, read_bu
 from devices.board.release_errors import Refusal
 from devices.board.release_home import read_state
 from devices.board.release_test import run_self_test
-from tests.bundles import make_bundle, make_key, opened, release_files, signer_line, trust
+from tests.bundles import (
+    WHEEL,
+    make_bundle,
+    make_key,
+    opened,
+    release_files,
+    signer_line,
+    small_parts,
+    trust,
+    wheel_bytes,
+)
 from tests.faults.board import Board
 
 Fault = Callable[[], AbstractContextManager[None]]
 
 NUM_MUTATIONS = 10_000
-FILES = (MANIFEST, SIGNATURE, *release_files(2))
+FILES = (MANIFEST, SIGNATURE, *release_files(2), *small_parts(2))
 
 
 def listing(directory: Path) -> dict[str, bytes]:
@@ -79,6 +89,14 @@ PICKLE = b"cos\nsystem\n(S'touch /evil'\ntR."
 
 BAD = (
     Bad("wrong architecture", "fit", {"requires": {"architecture": "riscv64"}}),
+    Bad("runtime not installed", "fit", {"requires": {"runtime": "nonesuch>=1"}}),
+    Bad("runtime of another version", "fit", {"requires": {"runtime": "numpy<1"}}),
+    Bad("newer Python", "fit", {"requires": {"python": ">=3.99"}}),
+    Bad("another ABI", "fit", {"requires": {"abi": "cp21"}, "wheels": [WHEEL]}, {WHEEL: small_parts(2)[WHEEL]}),
+    Bad("another C library", "fit", {"requires": {"libc": "dietlibc 0.34"}}),
+    Bad("wheel that is none", "unpack", {"wheels": [WHEEL]}, {WHEEL: b"no wheel"}),
+    Bad("wheel that breaks numpy", "self-test", {"wheels": [WHEEL]},
+        {WHEEL: wheel_bytes({"numpy/__init__.py": "raise SystemExit(1)"})}, tested=True),
     Bad("runtime missing", "self-test", {"target": "nonesuch"}, tested=True),
     Bad("golden mismatch", "self-test", files={"golden_output_0.npy": OTHER["golden_output_0.npy"]}, tested=True),
     Bad("another model", "self-test", files={"model.fake": OTHER["model.fake"]}, tested=True),
@@ -167,8 +185,9 @@ def mutated(data: bytes, random_: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_ten_thousand_mutated_bundles(board: Board, tmp_path: Path, fault: Fault) -> None:
+def test_ten_thousand_mutated_bundles(full_board: Board, tmp_path: Path, fault: Fault) -> None:
     """Refused, or just as good; nothing is written outside of the release, and nothing else is raised."""
+    board = full_board
     data, right = board.new.read_bytes(), opened(board.new)
     random_, mutant = random.Random(7), tmp_path / "mutant"
     before, names = listing(tmp_path), set(tmp_path.parent.iterdir())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from devices.board import environment
 from devices.board.release_home import read_state
 from devices.board.release_install import STEPS as ALL_STEPS
 from devices.board.release_install import WATCH_STEPS
@@ -45,6 +46,48 @@ def test_the_installer_is_killed(step: str, board: Board, fault: Fault) -> None:
         board.check_next()
         results = [row["result"] for row in read_state(str(board.home))["history"]]
         assert "interrupted" in results or step in {*STEPS[:7], *AFTER_SWITCH}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_installer_of_a_bundle_with_all_parts_is_killed(step: str, full_board: Board, fault: Fault) -> None:
+    with fault():
+        killed(INSTALLER, str(full_board.root), str(full_board.new), step)
+        assert full_board.check() == ("new" if step in AFTER_SWITCH else "old")
+        full_board.check_next()
+        place = full_board.root / environment.DIRECTORY
+        assert sorted(path.name for path in place.iterdir() if path.name != ".lock") == sorted(
+            Path(environment.packages_of("", opened(bundle).manifest)).parent.name
+            for bundle in (full_board.old, full_board.new)
+        )
+
+
+UNPACKING = """
+import os, signal, sys
+from devices.board import environment
+from devices.board.release_install import Installer
+from tests.faults.board import passes
+
+point, genuine = sys.argv[3], getattr(environment, sys.argv[3]) if hasattr(environment, sys.argv[3]) else os.rename
+def die(*arguments):
+    if point == "after the rename" or point == "unpack_wheel":
+        genuine(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if point == "unpack_wheel":
+    environment.unpack_wheel = die
+else:
+    environment.os = type("System", (), {**vars(os), "rename": staticmethod(die)})
+Installer(sys.argv[1], who="victim", self_test=passes).install(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("point", ["unpack_wheel", "before the rename", "after the rename"])
+def test_killed_while_the_packages_are_unpacked(point: str, full_board: Board, fault: Fault) -> None:
+    with fault():
+        killed(UNPACKING, str(full_board.root), str(full_board.new), point)
+        assert full_board.check() == "old"
+        full_board.check_next()
+        assert len([path for path in (full_board.root / environment.DIRECTORY).iterdir() if path.is_dir()]) == 2
 
 
 @pytest.mark.parametrize("step", STEPS)

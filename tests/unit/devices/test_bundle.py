@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from devices.board.bundle import blocks_of, header, read_bundle, write_bundle
+from devices.board.bundle import blocks_of, header, kept_files, read_bundle, write_bundle
 from devices.board.release_errors import BadBundle
 from tests.bundles import make_bundle, manifest_of, opened, release_files
 
@@ -125,6 +125,30 @@ HOSTILE = (
     Hostile("budget of words", lambda: whole(budget={"latency_p50_ms": "fast"})),
     Hostile("unknown budget", lambda: whole(budget={"speed": 1})),
     Hostile("threads", lambda: whole(threads=10**6)),
+    Hostile("program elsewhere", lambda: whole(program="../evil.pyz")),
+    Hostile("program is a list", lambda: whole(program=["model.fake"])),
+    Hostile("wheels of words", lambda: whole(wheels="x.whl")),
+    Hostile("wheel elsewhere", lambda: whole(wheels=["../evil.whl"])),
+    Hostile("wheel that is not there", lambda: whole(wheels=["evil-1-py3-none-any.whl"])),
+    Hostile("model as a wheel", lambda: whole(wheels=["model.fake"])),
+    Hostile("wheel twice", lambda: whole((("x.whl", b"x"),), wheels=["x.whl", "x.whl"])),
+    Hostile("golden samples as a wheel", lambda: whole(
+        (("x.whl", b"x"),), wheels=["x.whl"], inputs=[{"name": "image", "file": "x.whl", "transform": None}])),
+    Hostile("compiled form without files", lambda: whole(compiled={"form": "fake"})),
+    Hostile("compiled form is a list", lambda: whole(compiled=["fake"])),
+    Hostile("compiled form elsewhere", lambda: whole(
+        compiled={"form": "fake", "model": "/etc/passwd", "record": "labels.txt"})),
+    Hostile("model as its compiled form", lambda: whole(
+        compiled={"form": "fake", "model": "model.fake", "record": "labels.txt"})),
+    Hostile("compiled form as its record", lambda: whole(
+        compiled={"form": "fake", "model": "labels.txt", "record": "labels.txt"})),
+    Hostile("the board's own note", lambda: whole((("form.json", b"{}"),))),
+    Hostile("requirement is a list", lambda: whole(requires=[])),
+    Hostile("requirement of numbers", lambda: whole(requires={"runtime": 1})),
+    Hostile("ABI that is none", lambda: whole(requires={"abi": "../../x"})),
+    Hostile("C library that is none", lambda: whole(requires={"libc": "glibc"*9})),
+    Hostile("form true", lambda: whole(schema_version=True)),
+    Hostile("newer form", lambda: whole(schema_version=4)),
     Hostile("older form", lambda: whole(schema_version=1)),
     Hostile("file without a digest", lambda: whole(files={})),
     Hostile("digest that is none", lambda: whole(files=dict.fromkeys(release_files(1), "../../etc"))),
@@ -136,6 +160,18 @@ def test_hostile_bundles_are_refused(case: Hostile) -> None:
     read_all(whole())
     with pytest.raises(BadBundle):
         read_all(case.make())
+
+
+def test_manifests_of_the_form_before_are_read() -> None:
+    read_all(whole(schema_version=2, requires={"architecture": "x86_64", "runtime": "some[extra] >= 1 ; odd"}))
+
+
+def test_what_a_release_keeps() -> None:
+    parts = {"x.whl": b"x", "model.cache": b"x", "compiled.json": b"{}", "a.pyz": b"x"}
+    compiled = {"form": "fake", "model": "model.cache", "record": "compiled.json"}
+    manifest = manifest_of({**release_files(1), **parts}, wheels=["x.whl"], compiled=compiled, program="a.pyz")
+    assert set(manifest["files"]) - set(kept_files(manifest)) == {"x.whl", "model.cache"}
+    assert kept_files(manifest_of(release_files(1))) == manifest_of(release_files(1))["files"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/b", ".board", "..", "-rf", "a\nb", "..\\evil"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from devices.board import release_install
+from devices.board import release_install, requirement
 from devices.board.bundle import digest_of
 from devices.board.release_errors import BadBundle, BadSignature, FailedTest, NoRoom, Refusal, Unfit
 from devices.board.release_home import linked, read_state, status
@@ -188,8 +188,8 @@ def test_another_architecture(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     bundle = make_bundle(tmp_path / "one", requires={"architecture": "armv7l"})
     with pytest.raises(Unfit, match="for armv7l"):
         install(root, bundle)
-    monkeypatch.setattr(release_install.platform, "machine", lambda: "aarch64")
-    monkeypatch.setattr(release_install.sys, "maxsize", 2**31 - 1)
+    monkeypatch.setattr(requirement.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(requirement.sys, "maxsize", 2**31 - 1)
     install(root, bundle)
 
 
