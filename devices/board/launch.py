@@ -43,11 +43,19 @@ def main(arguments: Sequence[str]) -> NoReturn:
         os.close(lifeline)
         os.close(ended)
         os.environ.setdefault(DIRECTORY_VARIABLE, os.path.dirname(os.path.dirname(os.path.abspath(arguments[0]))))
+        _use_scratch(os.path.join(os.environ[DIRECTORY_VARIABLE], "scratch"))
         _become_agent(arguments[1])
     os.close(alive)
     _guard(child, ended, lifeline)
     status = os.waitpid(child, 0)[1]
     sys.exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+
+
+def _use_scratch(directory: str) -> None:
+    """Keeps temporary files where the courier removes what an agent that was ended left: /tmp may be memory, too."""
+    with contextlib.suppress(OSError):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.environ["TMPDIR"] = directory
 
 
 def _become_agent(packages: str) -> NoReturn:

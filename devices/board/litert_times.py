@@ -136,14 +136,14 @@ def parse_events(inferences: Sequence[Mapping[str, Any]]) -> LayerTimes:
     if any([event[:3] for event in run] != [event[:3] for event in runs[0]] for run in runs):
         raise NoTimes("LiteRT's profiler tells of other layers at each inference")
     kernels: List[Dict[str, Any]] = []
-    piece, last = 0, None  # type: Tuple[int, Optional[int]]
+    piece, last = 0, -1
     for number, (kind, tag, index, _) in enumerate(runs[0]):
         ms = statistics.median(run[number][3] for run in runs) / 1000
         if kind == _BUILT_IN:
-            last = None
+            last = -1
             kernels.append({"name": f"{tag} {index}", "operation": tag, "where": "built-in kernel", "ms": ms})
             continue
-        if last is None or index <= last:
+        if last < 0 or index <= last:
             piece += 1
         last = index
         name = f"{tag}, number {index} of piece {piece}"
