@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from devices.decoding import decoder_difference
 from devices.latency import PERCENTILES, relative_half_width
 from devices.measurement import BenchmarkResult
 from devices.records import CaseResult
@@ -81,6 +82,8 @@ def _notes(case: CaseResult) -> str:
             f"end to end {whole.latency_ms.p50:.3f} ms (decode {whole.decode_ms:.3f} by {whole.decoder}, preprocess "
             f"{whole.preprocess_ms:.3f}, inference {whole.infer_ms:.3f}, softmax {whole.softmax_ms:.3f})"
         )
+        difference = decoder_difference(whole.decoder)
+        notes += [] if difference is None else [difference]
     return "; ".join(notes)
 
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the agent to its end.
 
     Args:
-        arguments: The path of the courier's lifeline (see `courier`), and a directory of packages or "".
+        arguments: The path of the courier's lifeline (see `courier`), and directories of packages as in PATH, or "".
     """
     lifeline = os.open(arguments[0], os.O_RDONLY | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):  # it blocks as long as the courier lives
@@ -62,9 +62,10 @@ def _become_agent(packages: str) -> NoReturn:
     try:
         for name in _THREAD_VARIABLES:
             os.environ.setdefault(name, "1")
-        if packages:
-            sys.path.insert(1, packages)  # before what the system has
-            site.addsitedir(packages)  # reads the .pth files
+        folders = [folder for folder in packages.split(os.pathsep) if folder]
+        sys.path[1:1] = folders  # before what the system has
+        for folder in folders:
+            site.addsitedir(folder)  # reads the .pth files
         runpy.run_module(str(__package__), run_name="__main__")
     except BaseException:  # noqa: BLE001 (the child must not return into the parent's code)
         traceback.print_exc()
