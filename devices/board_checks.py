@@ -185,6 +185,24 @@ def numpy(profile: DeviceProfile, facts: Facts) -> Verdict:
     return Verdict("ok", f"numpy {version}")
 
 
+def images(profile: DeviceProfile, facts: Facts) -> Verdict:
+    """Whether JPEG and PNG images can be decoded there."""
+    if not _brings_packages(profile):
+        return Verdict("ok", "Pillow comes with Edgeship")
+    reason = why_no_wheel(
+        "pillow",
+        architecture=userland(facts) or profile.architecture,
+        python=facts.get("python") or profile.python_version,
+        libc=facts.get("libc") or profile.libc,
+    )
+    if reason is None:
+        return Verdict("ok", "Pillow is sent with the first JPEG or PNG")
+    phone = (facts.get("libc") or profile.libc) == "bionic"
+    mend = "pkg install python-pillow" if phone else "sudo apt-get install python3-pil"
+    told = f"{reason}: unless the board has Debian's, it decodes no JPEG or PNG, only a binary .ppm"
+    return Verdict("warning", told.replace("Debian's", "Termux's") if phone else told, mend)
+
+
 def openvino(profile: DeviceProfile, facts: Facts) -> Verdict:
     """Whether the kernel shows the registers that OpenVINO's ARM plugin reads."""
     if "openvino" not in profile.runtimes or not str(facts.get("architecture")).startswith(("aarch64", "arm")):
@@ -316,6 +334,7 @@ CHECKS: dict[str, Callable[[DeviceProfile, Facts], Verdict]] = {
     "runtimes": runtimes,
     "installer": installer,
     "numpy": numpy,
+    "images": images,
     "openvino": openvino,
     "storage": storage,
     "memory": memory,

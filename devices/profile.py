@@ -94,6 +94,7 @@ class DeviceProfile(Frozen):
             system's `python3` elsewhere.
         runtimes: By runtime name, the requirement that installs it, such as "ai-edge-litert>=2.3,<3".
         preference: Runtimes, the one to try first in front.
+        packages: Requirements beside these, such as "pillow"; Edgeship adds that by itself where an image needs it.
         transport: How the device is reached.
         threads: Threads of one inference where nothing else is asked for.
         latency_label: Whether latencies taken here are measured, simulated or predicted.
@@ -121,6 +122,7 @@ class DeviceProfile(Frozen):
     python: str | None = None
     runtimes: dict[str, str]
     preference: tuple[str, ...]
+    packages: tuple[str, ...] = ()
     transport: TransportConfig
     threads: PositiveInt = 1
     latency_label: LatencyLabel

@@ -9,6 +9,7 @@ from packaging.utils import canonicalize_name
 
 TERMUX_PACKAGES = {
     "numpy": "python-numpy",
+    "pillow": "python-pillow",
     "onnxruntime": "python-onnxruntime",
     "tflite-runtime": "python-tflite-runtime",
 }
@@ -28,7 +29,7 @@ def android_hint(requirement: str) -> str:
     return f"in Termux on the phone: pkg install {package}"
 
 
-_RUNTIMES = set(TERMUX_PACKAGES) - {"numpy"}
+_RUNTIMES = set(TERMUX_PACKAGES) - {"numpy", "pillow"}
 
 
 def _name(text: str) -> str | None:

@@ -18,7 +18,10 @@ from devices.provision_tags import BoardPython
 
 _TIMEOUT_S = 1800.0
 _TAIL_CHARACTERS = 4000
-_HINTS = {"numpy": "; on the board: sudo apt install python3-numpy"}
+_HINTS = {
+    "numpy": "; on the board: sudo apt install python3-numpy",
+    "pillow": "; on the board: sudo apt install python3-pil. Or give a binary .ppm, which needs no package",
+}
 
 
 def download(

@@ -874,6 +874,7 @@ def bench(
     A .tflite, .onnx or .xml file runs as it is, and so does what edgeship compile made of one; a .keras file or a
     SavedModel is exported to every target first.
     """
+    from devices.decoding import with_decoder
     from devices.profile import load_profile
     from pipeline import bench_loading, by_rules, compilation_text, measuring, measuring_text
     from pipeline.adhoc import cases_of_models
@@ -886,6 +887,7 @@ def bench(
         cases = cases_of_models(models, device, store=artifacts, description=description, tell=progress.show)
         if image is not None:
             cases = [measuring.with_image(case, image, description) for case in cases]
+            device = with_decoder(device, image)
         cases = measuring.with_threads(cases, options.threads)
         if options.rules is not None:
             ruled = by_rules.measure(device, cases, options, results, tell=progress.show)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from devices.decoding import decoder_difference
 from devices.latency import PERCENTILES, relative_half_width
 from devices.measurement import BenchmarkResult
 from devices.records import CaseResult
@@ -81,6 +82,8 @@ def _notes(case: CaseResult) -> str:
             f"end to end {whole.latency_ms.p50:.3f} ms (decode {whole.decode_ms:.3f} by {whole.decoder}, preprocess "
             f"{whole.preprocess_ms:.3f}, inference {whole.infer_ms:.3f}, softmax {whole.softmax_ms:.3f})"
         )
+        difference = decoder_difference(whole.decoder)
+        notes += [] if difference is None else [difference]
     return "; ".join(notes)
 
 
@@ -141,17 +144,21 @@ def profile_lines(profiles: Mapping[str, Mapping[str, Any]], *, most: int = 12) 
         places = ", ".join(f"{count} in {place or '?'}" for place, count in sorted(counts.items(), key=_by_count))
         pieces = "" if found["partitions"] is None else f" ({counted(found['partitions'], 'piece')} for the delegate)"
         lines += wrapped(f"{counted(found['operations'], 'operation')}: {places}{pieces}", "  ")
-        total = sum(layer["ms"] or 0 for layer in found["layers"])
-        if not total:
-            lines += wrapped(f"time per layer: {found['reason']}", "  ")
+        timed = found.get("kernels") or found["layers"]
+        total = sum(layer["ms"] or 0 for layer in timed)
+        if found["partitions"] is not None:
             left = sorted({layer["operation"] for layer in found["layers"] if layer["where"] != "XNNPACK"})
             lines += wrapped(f"outside of XNNPACK: {', '.join(left)}", "  ") if left else []
+        if not total:
+            lines += wrapped(f"time per layer: {found['reason']}", "  ")
             continue
-        for layer in sorted(found["layers"], key=lambda layer: -(layer["ms"] or 0))[:most]:
+        if found.get("inference_ms") is not None:
+            lines.append(f"  {total:.4f} ms in {len(timed)} kernels, of {found['inference_ms']:.4f} ms an inference")
+        for layer in sorted(timed, key=lambda layer: -(layer["ms"] or 0))[:most]:
             share = (layer["ms"] or 0) / total
             lines.append(f"  {layer['ms']:9.4f} ms {share:6.1%}  {layer['operation'][:24]:24}  {layer['name']}"[:WIDTH])
-        if len(found["layers"]) > most:
-            lines.append(f"  and {len(found['layers']) - most} more; --json has all")
+        if len(timed) > most:
+            lines.append(f"  and {len(timed) - most} more; --json has all")
     return lines
 
 

@@ -18,6 +18,7 @@ find {folder} / unpack {folder, archives, wheels, reserve} -> `path`
     <directory>/incoming/<sha256>       what has arrived of a file; a cut transfer goes on from its end
     <directory>/agents/<digest>         the agent's source
     <directory>/envs/<digest>           packages, unpacked
+    <directory>/scratch/<name>          what an agent made for the host to fetch
     <directory>/run/<name>              a pipe that the courier keeps open as long as it lives, see `launch`
 """
 
@@ -45,7 +46,7 @@ from .wheels import unpack_plain, unpack_wheel, unpacked_size
 
 LOCK_DIRECTORY_VARIABLE = "EDGESHIP_LOCK_DIRECTORY"
 _LOCK_DIRECTORY = "/tmp"  # noqa: S108 (the one place that every user of the board can write to)
-_KEPT_DAYS = {"incoming": 7, "files": 30, "agents": 90, "envs": 90}
+_KEPT_DAYS = {"incoming": 7, "files": 30, "agents": 90, "envs": 90, "scratch": 1}
 
 Params = Dict[str, Any]
 

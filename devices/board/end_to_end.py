@@ -107,8 +107,8 @@ def find_decoder(path: str) -> tuple[Callable[[str], Array[Any, Any]], str]:
         pillow = importlib.import_module("PIL.Image")
     except ImportError as error:
         raise BadInput(
-            f"{os.path.basename(path)} can't be decoded on this device, which has no Pillow: install it there, "
-            "or give a binary .ppm"
+            f"{os.path.basename(path)} can't be decoded on this device, which has no Pillow: install it there (on "
+            "Debian: sudo apt install python3-pil), or give a binary .ppm"
         ) from error
 
     def decode(path: str) -> Array[Any, Any]:

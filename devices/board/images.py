@@ -81,7 +81,8 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> Array[Any, Any]:
         operations = importlib.import_module("PIL.ImageOps")
     except ImportError as error:
         raise AgentError(
-            "JPEG and PNG need Pillow, which this device lacks: install it, or give a binary PPM"
+            "JPEG and PNG need Pillow, which this device lacks: install it (on Debian: sudo apt install python3-pil), "
+            "or give a binary PPM"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -34,8 +34,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the agent to its end.
 
     Args:
-        arguments: The path of the courier's lifeline (see `courier`), a directory of packages or "", and the module
-            that the agent is where it is another one than `__main__`.
+        arguments: The path of the courier's lifeline (see `courier`), directories of packages as in PATH, or "", and the
+            module that the agent is where it is another one than `__main__`.
     """
     lifeline = os.open(arguments[0], os.O_RDONLY | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):  # it blocks as long as the courier lives
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
         os.close(lifeline)
         os.close(ended)
         os.environ.setdefault(DIRECTORY_VARIABLE, os.path.dirname(os.path.dirname(os.path.abspath(arguments[0]))))
+        _use_scratch(os.path.join(os.environ[DIRECTORY_VARIABLE], "scratch"))
         _become_agent(arguments[1], arguments[2] if len(arguments) > 2 else "")
     os.close(alive)
     _guard(child, ended, lifeline)
@@ -54,13 +55,21 @@ def main(arguments: Sequence[str]) -> NoReturn:
     sys.exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 
 
+def _use_scratch(directory: str) -> None:
+    """Keeps temporary files where the courier removes what an agent that was ended left: /tmp may be memory, too."""
+    with contextlib.suppress(OSError):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.environ["TMPDIR"] = directory
+
+
 def _become_agent(packages: str, module: str) -> NoReturn:
     try:
         for name in _THREAD_VARIABLES:
             os.environ.setdefault(name, "1")
-        if packages:
-            sys.path.insert(1, packages)  # before what the system has
-            site.addsitedir(packages)  # reads the .pth files
+        folders = [folder for folder in packages.split(os.pathsep) if folder]
+        sys.path[1:1] = folders  # before what the system has
+        for folder in folders:
+            site.addsitedir(folder)  # reads the .pth files
         runpy.run_module(f"{__package__}.{module}" if module else str(__package__), run_name="__main__")
     except BaseException:  # noqa: BLE001 (the child must not return into the parent's code)
         traceback.print_exc()

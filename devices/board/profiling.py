@@ -9,6 +9,7 @@ import tempfile
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .errors import AgentError
+from .litert_times import NoTimes, measure_layers
 from .runners import RUNNERS
 from .runners.contract import Feed, InputShapes, make_feeds
 from .runners.litert import import_interpreter
@@ -17,8 +18,6 @@ from .runners.onnxruntime import import_onnxruntime, session_options
 from .runners.openvino import import_openvino, plugin_config
 
 MakeInputs = Callable[[Sequence[Dict[str, Any]], Sequence[Feed]], List[Any]]
-
-_NO_LITERT_TIMES = "LiteRT's Python package has no profiler: where operations run is known, how long each takes is not"
 
 
 def profile(
@@ -45,7 +44,9 @@ def profile(
         inferences, or None); `partitions`: into how many pieces a delegate takes the graph, None where the runtime
         has none; `operations` of the graph as the runtime runs it; `delegated_share` of them, 0..1, that run where
         they are fast: in XNNPACK (LiteRT), in the first execution provider (ONNX Runtime), in a primitive that is not
-        the reference one (OpenVINO); `reason` why there are no times.
+        the reference one (OpenVINO); `kernels`: where these are not the layers (LiteRT), what ran instead, each as a
+        layer, and None where the runtime does not tell; `inference_ms`: beside them, the whole inference; `reason` why
+        there are no times.
 
     Raises:
         AgentError: The runtime can't be asked.
@@ -62,7 +63,7 @@ def profile(
         return _profile_openvino(path, num_threads, inputs, count)
     if runtime == "litert":
         del runner
-        return _profile_litert(path, num_threads, inputs)
+        return _profile_litert(path, num_threads, inputs, count)
     raise AgentError(f"the runtime '{runtime}' has no profiler")
 
 
@@ -143,16 +144,45 @@ def _profile_openvino(path: str, num_threads: int, inputs: List[Any], count: int
     }
 
 
-def _profile_litert(path: str, num_threads: int, inputs: List[Any]) -> Dict[str, Any]:
+def _profile_litert(path: str, num_threads: int, inputs: List[Any], count: int) -> Dict[str, Any]:
     interpreter_class, package, version = import_interpreter()
     interpreter = interpreter_class(model_path=path, num_threads=num_threads)
-    for detail, array in zip(interpreter.get_input_details(), inputs):
+    details, resized = interpreter.get_input_details(), False
+    for detail, array in zip(details, inputs):
         if tuple(detail["shape"]) != array.shape:
             interpreter.resize_tensor_input(detail["index"], array.shape)
+            resized = True
     interpreter.allocate_tensors()
     if not hasattr(interpreter, "_get_ops_details"):
         raise AgentError(f"{package} {version} does not tell where operations run")
-    return litert_placement(interpreter._get_ops_details(), interpreter.get_tensor)
+    found = litert_placement(interpreter._get_ops_details(), interpreter.get_tensor)
+    del interpreter
+    try:
+        if resized:
+            raise NoTimes("LiteRT is asked for times only where all dimensions of the inputs are fixed")
+        named = [(detail["name"], array) for detail, array in zip(details, inputs)]
+        times = measure_layers(
+            path, package=package, version=version, num_threads=num_threads, count=count, inputs=named
+        )
+        _check_same_plan(found, times.built_in, times.partitions)
+    except NoTimes as error:
+        return {**found, "reason": str(error)}
+    return {**found, "kernels": times.kernels, "inference_ms": times.inference_ms}
+
+
+def _check_same_plan(found: Mapping[str, Any], built_in: Sequence[str], partitions: int) -> None:
+    """Refuses times of another division of the graph than that of the interpreter, which is what inferences use.
+
+    Raises:
+        NoTimes: XNNPACK took other operations.
+    """
+    mine = sorted(layer["operation"] for layer in found["layers"] if layer["where"] != "XNNPACK")
+    if (mine, found["partitions"]) != (list(built_in), partitions):
+        raise NoTimes(
+            f"LiteRT's profiler divides the graph in another way: {partitions} pieces for XNNPACK and outside of them "
+            f"{', '.join(built_in) or 'nothing'}, where the interpreter has {found['partitions']} and "
+            f"{', '.join(mine) or 'nothing'}"
+        )
 
 
 def litert_placement(operations: Sequence[Mapping[str, Any]], get_tensor: Callable[[int], Any]) -> Dict[str, Any]:
@@ -186,7 +216,9 @@ def litert_placement(operations: Sequence[Mapping[str, Any]], get_tensor: Callab
         "partitions": len(pieces),
         "operations": len(layers),
         "delegated_share": fast / len(layers) if layers else None,
-        "reason": _NO_LITERT_TIMES,
+        "kernels": None,
+        "inference_ms": None,
+        "reason": None,
     }
 
 

@@ -1,13 +1,21 @@
-"""The packages of a board's runtimes: found on the host, sent once, unpacked into a directory of their own."""
+"""The packages of a board: found on the host, sent once, unpacked into directories of their own.
+
+The runtimes share one. Each further package has its own, so that one more does not send the others again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 from devices.cache import cache_directory
+from devices.errors import WheelMissingError
 from devices.profile import DeviceProfile
 from devices.provision import find_wheels
 from devices.provision_tags import BoardPython
@@ -23,16 +31,39 @@ _LAYOUT = "1"
 
 
 def prepare_environment(link: SshLink, profile: DeviceProfile) -> str:
-    """Sees to it that the board has numpy and the runtimes of its profile.
+    """Sees to it that the board has numpy, and the runtimes and packages of its profile.
 
     Returns:
-        The directory there that the agent imports them from; empty where the board's Python has them all.
+        The directories there that the agent imports them from, as in PATH; empty where the board's Python has them all.
 
     Raises:
         WheelMissingError: A package has no wheel for the board.
         DeviceError: It could not be fetched or sent.
     """
-    requirements = [*sorted(filter(None, profile.runtimes.values())), "numpy"]
+    folders = [_remembered(link, [*sorted(filter(None, profile.runtimes.values())), "numpy"])]
+    folders += [_prepare_package(link, requirement) for requirement in sorted(set(profile.packages))]
+    return ":".join(filter(None, folders))
+
+
+def _prepare_package(link: SshLink, requirement: str) -> str:
+    """The package in the version of this machine where there is a wheel of it, else in any that is required."""
+    here = installed_here(requirement)
+    if here is not None:
+        with contextlib.suppress(WheelMissingError):
+            return _remembered(link, [here])
+    return _remembered(link, [requirement])
+
+
+def installed_here(requirement: str) -> str | None:
+    """A requirement of the version that this machine has; None where it has none, or one is required already."""
+    try:
+        wanted = Requirement(requirement)
+        return None if wanted.specifier else f"{wanted.name}=={version(wanted.name)}"
+    except (InvalidRequirement, PackageNotFoundError):
+        return None
+
+
+def _remembered(link: SshLink, requirements: list[str]) -> str:
     remembered = ("environment", *requirements)
     if remembered not in link.memory:
         link.memory[remembered] = _prepare(link, requirements, link.transport)

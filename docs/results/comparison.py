@@ -38,6 +38,7 @@ import numpy as np
 
 from devices.measurement import Case
 from devices.profile import load_profile
+from pipeline.keys import modules_of
 from pipeline.measuring import bench_options, measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +52,20 @@ ASKED: dict[str, Any] = {
     "threads": "1", "cores": None, "governor": None, "min_count": None, "min_time": None, "max_time": None,
     "precision": None, "sessions": None, "compare": True, "sustained": None, "rules": None,
 }  # fmt: skip
-CODE = ("devices/*.py", "devices/board/**/*.py", "devices/transports/*.py", "pipeline/measuring*.py")
-"""What a verdict comes from."""
+ROOTS = ("pipeline.measuring", "devices.board.agent")
+LEFT_OUT = (
+    "models",
+    *(f"pipeline.{name}" for name in ("commit", "errors", "imports", "model_source", "quantization", "saved_model")),
+    *(f"pipeline.{name}" for name in ("signature", "stages", "store_errors", "targets")),
+    *(f"devices.{name}" for name in ("address", "cache", "compiled", "errors", "load", "mlperf", "profile")),
+    *(f"devices.{name}" for name in ("provision", "quality", "results", "sustained", "virtual", "wording")),
+    *(f"devices.transport{name}" for name in ("_config", "s.adb", "s.client", "s.fake", "s.ssh", "s.virtual")),
+    *(f"devices.board.{name}" for name in ("bootstrap", "companions", "compiling", "end_to_end", "errors")),
+    *(f"devices.board.{name}" for name in ("interpreter", "launch", "litert", "mlperf", "prediction", "preprocess")),
+    *(f"devices.board.{name}" for name in ("profiling", "quantization")),
+    *(f"devices.board.runners.{name}" for name in ("fake", "litert", "openvino")),
+)
+"""Beginnings of names of modules that a trial imports, and that its verdict does not come from."""
 
 _LOAD = """
 import random, sys, time
@@ -151,9 +164,16 @@ def _die_with_parent() -> None:
 def code_digest(asked: dict[str, Any]) -> str:
     """Of the code that measures and judges, and of what it is asked for."""
     hasher = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for path in sorted({path for pattern in CODE for path in ROOT.glob(pattern)}):
-        hasher.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    for name in modules():
+        path = ROOT.joinpath(*name.split("."))
+        source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        hasher.update(name.encode() + b"\0" + source.read_bytes())
     return hasher.hexdigest()[:12]
+
+
+def modules() -> list[str]:
+    """The modules that a verdict comes from, sorted: what is imported, without what is left out."""
+    return sorted(name for name in modules_of(*ROOTS) if not name.startswith(LEFT_OUT))
 
 
 def read() -> list[dict[str, Any]]:

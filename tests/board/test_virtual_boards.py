@@ -5,6 +5,7 @@ The boards are slow: few cases, few images, few inferences.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +22,17 @@ import numpy as np
 import pytest
 
 from devices.cache import cache_directory
-from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
+from devices.compiled import Form
+from devices.compiling import compile_on, compiled_case
+from devices.decoding import with_decoder
+from devices.errors import WheelMissingError
+from devices.measurement import BenchmarkSettings, Case, ImageInput, SampleFile, benchmark, predict, profile_case
 from devices.profile import DeviceProfile, load_profile
 from devices.transports import open_transport
 from devices.transports.ssh_link import close_links
 from devices.virtual import plan
 from devices.virtual.control import find_running, start_board, stop_board
+from pipeline.compilation import compile_file
 from pipeline.executor import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,6 +179,129 @@ def test_it_answers_as_this_machine_does(
     # ONNX Runtime and OpenVINO calculate int8 by other instructions on ARM, tflite-runtime by its own rounding.
     limit = {"float32": 1e-4, "int8": 0.1}[running.precision]
     assert np.sqrt(np.mean((outputs["there"] - outputs["here"]) ** 2)) <= limit * reach
+
+
+class Compiling(NamedTuple):
+    id: str
+    form: Form
+    runtime: str
+    level: str = "all"
+
+
+COMPILING = [
+    Compiling("xnnpack_cache", "xnnpack_cache", "litert"),
+    Compiling("ort-all", "ort", "onnxruntime"),
+    Compiling("ort-extended", "ort", "onnxruntime", "extended"),
+    Compiling("openvino_blob", "openvino_blob", "openvino"),
+]
+
+
+@pytest.mark.parametrize("compiling", COMPILING, ids=lambda compiling: compiling.id)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_it_compiles_and_runs_what_it_compiled(
+    precision: str, compiling: Compiling, profiles: dict[str, DeviceProfile], network: Path, tmp_path: Path
+) -> None:
+    board, file = profiles["virtual-arm64"], network / "mobilenet_v2" / compiling.runtime / precision
+    plain = Case(id="plain", runtime=compiling.runtime, path=str(file / FILES[compiling.runtime]))
+    manifest = compile_on(board, plain, compiling.form, tmp_path, level=compiling.level)
+    case = compiled_case(tmp_path / manifest.files[0].name, manifest, label="compiled")
+    outputs = {each.id: answers(board, each, network, tmp_path / each.id) for each in (plain, case)}
+    if compiling.level == "all":
+        assert np.array_equal(outputs["compiled"], outputs["plain"])
+        assert manifest.processor.architecture == "aarch64"
+        assert manifest.processor.cpu_features
+    else:
+        assert manifest.processor.architecture is None
+        np.testing.assert_allclose(outputs["compiled"], outputs["plain"], atol=0.05 * np.ptp(outputs["plain"]))
+    refused = benchmark(load_profile("local"), [case], FEW).cases[0].error
+    same_version = manifest.version == version(manifest.package)
+    assert (refused is None) == (compiling.level != "all" and same_version)
+    if refused is not None:
+        assert (refused.kind, refused.exit_code) == ("CompiledMisfitError", 2)
+        by_processor = "it was made for aarch64, and the device is x86_64" in refused.message
+        assert by_processor == (compiling.level == "all")
+    measured = benchmark(board, [case], FEW)
+    assert measured.latency_label == "simulated"
+    assert (measured.cases[0].error, measured.cases[0].compiled) == (None, compiling.form)
+
+
+def test_what_this_machine_compiled_is_not_sent_there(
+    profiles: dict[str, DeviceProfile], network: Path, fresh_directory: str, tmp_path: Path
+) -> None:
+    plain = Case(id="plain", runtime="litert", path=str(network / "mobilenet_v2/litert/int8/model.tflite"))
+    manifest = compile_on(load_profile("local"), plain, "xnnpack_cache", tmp_path)
+    case = compiled_case(tmp_path / manifest.files[0].name, manifest, label="compiled")
+    board = plan.BOARDS["arm64"]
+    listing = f"ls -1R {fresh_directory}/files {fresh_directory}/incoming | sort"
+    before = on_board(board, listing)
+    error = benchmark(profiles["virtual-arm64"], [case], FEW).cases[0].error
+    assert error is not None
+    assert (error.kind, error.exit_code) == ("CompiledMisfitError", 2)
+    assert "it was made for x86_64, and the device is aarch64" in error.message
+    assert on_board(board, listing) == before
+
+
+def test_what_suits_every_processor_is_made_here_and_runs_there(
+    profiles: dict[str, DeviceProfile], network: Path, tmp_path: Path
+) -> None:
+    board, path = profiles["virtual-arm64"], network / "mobilenet_v2/onnxruntime/float32/model.onnx"
+    same = {"onnxruntime": f"onnxruntime=={version('onnxruntime')}"}
+    board = board.model_copy(update={"runtimes": same, "preference": ("onnxruntime",)})
+    (tmp_path / "out").mkdir()
+    manifest = compile_file(path, board, tmp_path / "out", form="ort", here=True, tell=lambda _: None)
+    assert (manifest.made_on, manifest.device, manifest.level) == ("host", "virtual-arm64", "extended")
+    case = compiled_case(tmp_path / "out" / manifest.files[0].name, manifest, label="compiled")
+    found = answers(board, case, network, tmp_path / "there")
+    wanted = answers(board, Case(id="plain", runtime="onnxruntime", path=str(path)), network, tmp_path / "plain")
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.ptp(wanted))
+
+
+def answers(profile: DeviceProfile, case: Case, network: Path, out: Path) -> Any:
+    images = [SampleFile(path=str(network / "images.npy"))]
+    return np.load(predict(profile, case, images, None, str(out)).outputs[0].path)
+
+
+def test_the_time_of_each_layer_that_litert_runs(profiles: dict[str, DeviceProfile], network: Path) -> None:
+    case = Case(id="int8", runtime="litert", path=str(network / "mobilenet_v2/litert/int8/model.tflite"))
+    found = profile_case(profiles["virtual-arm64"], case, count=2)
+    assert found["reason"] is None
+    assert {kernel["where"] for kernel in found["kernels"]} >= {"XNNPACK"}
+    assert 0 < sum(kernel["ms"] for kernel in found["kernels"]) <= found["inference_ms"]
+    found = profile_case(profiles["virtual-armhf"], case, count=2)
+    assert found["kernels"] is None
+    assert "tflite-runtime 2.14.0 has no profiler" in found["reason"]
+
+
+def test_a_jpeg_is_decoded_there_as_here(
+    profiles: dict[str, DeviceProfile], network: Path, fresh_directory: str, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(9, 0).repeat(9, 1)
+    Image.fromarray(picture).save(tmp_path / "image.jpg", quality=70)
+    record = {"size": [64, 64], "resize": "stretch", "crop": "none", "interpolation": "bilinear"}
+    way = ImageInput(path=str(tmp_path / "image.jpg"), preprocess=record, transform={"dtype": "uint8"})
+    path = str(network / "mobilenet_v2/litert/int8/model.tflite")
+    case = Case(id="int8", runtime="litert", path=path, image=way)
+    board = with_decoder(profiles["virtual-arm64"], Path("image.jpg"))
+    measured = benchmark(board, [case], FEW).cases[0]
+    assert measured.error is None
+    assert measured.end_to_end is not None
+    assert measured.end_to_end.decoder == f"Pillow {version('pillow')}"
+    there = open_transport(board).put(str(tmp_path / "image.jpg"))
+    program = (
+        "import glob, hashlib, sys; "
+        f"sys.path[:0] = glob.glob('{fresh_directory}/envs/*/site-packages'); from PIL import Image; "
+        f"print(hashlib.sha256(Image.open('{there}').convert('RGB').tobytes()).hexdigest())"
+    )
+    here = hashlib.sha256(Image.open(tmp_path / "image.jpg").convert("RGB").tobytes()).hexdigest()
+    assert on_board(plan.BOARDS["arm64"], f'python3 -c "{program}"').strip() == here
+
+
+def test_where_pillow_has_no_wheel_the_command_is_named(profiles: dict[str, DeviceProfile]) -> None:
+    board = with_decoder(profiles["virtual-armhf"], Path("image.jpg"))
+    with pytest.raises(WheelMissingError, match=r"pillow has no wheel for armv7l .* sudo apt install python3-pil"):
+        open_transport(board).start_agent()
 
 
 @pytest.mark.parametrize("name", [f"virtual-{architecture}" for architecture in plan.BOARDS])

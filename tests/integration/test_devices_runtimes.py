@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from devices.board import litert_times
+from devices.board.litert_times import find_library
 from devices.errors import AgentCrashedError, DeviceError, ModelRejectedError
 from devices.measurement import BenchmarkSettings, Case, ImageInput, SampleFile, benchmark, predict, profile_case
 from devices.profile import load_profile
@@ -30,6 +34,11 @@ x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(conv(x)))
 network = keras.Model(image, dense(x))
 converter = tf.lite.TFLiteConverter.from_keras_model(network)
 (out / "net.tflite").write_bytes(converter.convert())
+large = keras.Input((64, 64, 3), batch_size=1, dtype="uint8")
+x = keras.layers.Conv2D(48, 3, activation="relu")(keras.layers.Rescaling(1 / 255)(large))
+x = keras.layers.Conv2D(48, 3, activation="relu")(keras.layers.Lambda(lambda values: tf.cumsum(values, axis=1))(x))
+converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(large, keras.layers.GlobalAveragePooling2D()(x)))
+(out / "pieces.tflite").write_bytes(converter.convert())
 
 def onnx_model(name, input_type, shape, transpose, outputs):
     w, b = conv.get_weights(); dw, db = dense.get_weights()
@@ -189,7 +198,7 @@ class Placement(NamedTuple):
 
 
 PLACEMENTS = [
-    Placement("litert", {"CONV_2D", "FULLY_CONNECTED"}, timed=False),
+    Placement("litert", {"CONV_2D", "FULLY_CONNECTED"}, timed=False),  # what ran is told beside the operations
     Placement("onnxruntime", {"Gemm"}, timed=True),
     Placement("openvino", {"Convolution", "FullyConnected"}, timed=True),
 ]
@@ -204,7 +213,8 @@ def test_where_operations_run(placement: Placement, models: Path) -> None:
     assert found["operations"] == len(layers)
     assert all(layer["where"] for layer in layers)
     assert all((layer["ms"] is not None) == placement.timed for layer in layers)
-    assert (found["reason"] is None) == placement.timed
+    assert found["reason"] is None
+    assert ("kernels" in found) != placement.timed
     if placement.runtime == "onnxruntime":
         assert {layer["where"] for layer in layers} == {"CPUExecutionProvider"}
         assert found["delegated_share"] == 1
@@ -214,6 +224,47 @@ def test_where_operations_run(placement: Placement, models: Path) -> None:
         assert where["CAST"] == "built-in kernel"
         assert found["partitions"] == 1
         assert found["delegated_share"] == (len(layers) - 1) / len(layers)
+
+
+def test_the_time_of_each_layer_that_litert_runs(models: Path) -> None:
+    """Of a network that XNNPACK takes in two pieces, with a cumulative sum between them."""
+    case = Case(id="pieces", runtime="litert", path=str(models / "pieces.tflite"), num_threads=1)
+    found = profile_case(load_profile("local"), case, count=20)
+    assert found["reason"] is None
+    kernels = found["kernels"]
+    outside = [layer["operation"] for layer in found["layers"] if layer["where"] != "XNNPACK"]
+    assert outside == [kernel["operation"] for kernel in kernels if kernel["where"] != "XNNPACK"] == ["CAST", "CUMSUM"]
+    assert found["partitions"] == 2
+    assert len({kernel["name"] for kernel in kernels}) == len(kernels)
+    convolutions = [kernel["ms"] for kernel in kernels if kernel["operation"] == "Convolution"]
+    assert len(convolutions) == 2
+    assert convolutions[1] > 2 * convolutions[0] > 0, "the second has 16 times as many multiply-adds"
+    assert found["inference_ms"] > 0
+
+
+def test_the_layers_of_litert_take_what_the_inference_takes(models: Path, tmp_path: Path) -> None:
+    """Inference by inference, for other programs may use the machine: the layers are within it, and most of it."""
+    np.zeros((1, 64, 64, 3), np.uint8).tofile(tmp_path / "input")
+    details = _input_details(models / "pieces.tflite")
+    question = {"library": find_library("ai-edge-litert", version("ai-edge-litert")), "num_threads": 1, "count": 30,
+                "model": str(models / "pieces.tflite"),
+                "inputs": [{"name": details["name"], "path": str(tmp_path / "input")}]}  # fmt: skip
+    (tmp_path / "question.json").write_text(json.dumps(question))
+    program = Path(litert_times.__file__).with_name("litert_profiler.py")
+    command = [sys.executable, "-I", str(program), str(tmp_path / "question.json"), str(tmp_path / "answer.json")]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    inferences = json.loads((tmp_path / "answer.json").read_text())["inferences"]
+    assert len(inferences) == 30
+    shares = [sum(us for kind, _, _, us in each["events"] if kind in (2, 8)) / 1000 / each["ms"] for each in inferences]
+    assert max(shares) <= 1
+    assert max(shares) > 0.5
+
+
+def _input_details(path: Path) -> dict[str, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    details: dict[str, Any] = Interpreter(str(path)).get_input_details()[0]
+    return details
 
 
 def test_free_dimensions_are_profiled_with_the_shapes_given(models: Path) -> None:

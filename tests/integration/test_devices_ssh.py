@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
+import venv
+import zipfile
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
+import packaging.tags
 import pytest
 
+from devices.decoding import with_decoder
 from devices.errors import (
     ConnectionFailedError,
     DeviceError,
     StorageFullError,
     TransferFailedError,
+    WheelMissingError,
 )
-from devices.measurement import BenchmarkSettings, Case, SampleFile, benchmark, predict
+from devices.measurement import BenchmarkSettings, Case, ImageInput, SampleFile, benchmark, predict
 from devices.transports import open_transport, ssh_agent, ssh_files
 from devices.transports.ssh_link import close_links
 from tests.ssh_board import BIG, clean_server, cut_at, profile, write_big, write_model
@@ -232,3 +239,76 @@ def test_an_agent_looks_for_notes_where_edgeship_lies_on_the_board(server: SshSe
     with device.start_agent() as agent:
         assert agent.request("hello")["mended"] == ""
     assert not (server.root / "governors.json").exists()
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> str:
+    """A Python of a board that has numpy and nothing else."""
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib"))
+    (there,) = (tmp_path / "bare" / "lib").glob("python3*/site-packages")
+    for path in packages.glob("numpy*"):
+        (there / path.name).symlink_to(path)
+    return str(tmp_path / "bare" / "bin" / "python")
+
+
+def pillow_wheel(house: Path) -> str:
+    """This machine's Pillow as a wheel; its version."""
+    found = distribution("pillow")
+    tag = next(iter(packaging.tags.sys_tags()))
+    house.mkdir()
+    with zipfile.ZipFile(house / f"pillow-{found.version}-{tag}.whl", "w") as archive:
+        for file in found.files or ():
+            if ".." not in file.parts and file.suffix != ".pyc":
+                archive.write(str(file.locate()), str(file))
+    return found.version
+
+
+def image_case(tmp_path: Path, suffix: str) -> Case:
+    from PIL import Image
+
+    image = tmp_path / f"image{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(image)
+    record = {"size": [2, 2], "resize": "stretch", "crop": "none", "interpolation": "bilinear"}
+    way = ImageInput(path=str(image), preprocess=record, transform={"dtype": "uint8"})
+    return Case(id=suffix, runtime="fake", path=str(write_model(tmp_path / f"model{suffix}.fake")), image=way)
+
+
+def test_pillow_is_sent_for_an_image_that_needs_it_and_only_then(
+    server: SshServer, bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESHIP_CACHE", str(tmp_path / "cache"))
+    version = pillow_wheel(tmp_path / "house")
+    board = profile(server, python=bare_python, wheelhouse=str(tmp_path / "house"))
+    board = board.model_copy(update={"runtimes": {"fake": ""}, "preference": ("fake",)})
+    for suffix, decoder in ((".ppm", "numpy"), (".jpg", f"Pillow {version}"), (".png", f"Pillow {version}")):
+        case = image_case(tmp_path, suffix)
+        result = benchmark(with_decoder(board, Path(f"image{suffix}")), [case], SETTINGS).cases[0]
+        assert result.error is None
+        assert result.end_to_end is not None
+        assert result.end_to_end.decoder == decoder
+        environments = list((server.root / "envs").glob("[0-9a-f]*"))
+        assert len(environments) == (suffix != ".ppm")
+    close_links()
+    offsets = cut_at(monkeypatch, "write")
+    with open_transport(with_decoder(board, Path("image.jpg"))).start_agent() as agent:
+        assert agent.request("hello")["protocol"]
+    assert offsets == []
+
+
+def test_a_board_without_a_wheel_of_pillow(
+    server: SshServer, bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESHIP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "house").mkdir()
+    board = profile(server, python=bare_python, wheelhouse=str(tmp_path / "house"))
+    board = board.model_copy(update={"runtimes": {"fake": ""}, "preference": ("fake",)})
+    case = image_case(tmp_path, ".jpg")
+    with pytest.raises(WheelMissingError, match="pillow has no wheel for") as caught:
+        benchmark(with_decoder(board, Path("image.jpg")), [case], SETTINGS)
+    assert caught.value.exit_code == 3
+    assert "on the board: sudo apt install python3-pil. Or give a binary .ppm" in caught.value.message
+    unasked = benchmark(board, [case], SETTINGS).cases[0].error
+    assert unasked is not None
+    assert unasked.exit_code == 2
+    assert "sudo apt install python3-pil" in unasked.message

@@ -83,6 +83,17 @@ CASES = [
     Ill("no pip over SSH", "installer", {"python_modules": {}}, "ok", "the board needs no pip"),
     Ill("new numpy", "numpy", {"numpy": "2.0.1"}, "problem", "numpy 2.0.1 is too new", "numpy<2", {"runtimes": TFLITE}),
     Ill("old numpy", "numpy", {"numpy": "1.24.2"}, "ok", "numpy 1.24.2", profile={"runtimes": TFLITE}),
+    Ill(
+        "no wheel of Pillow",
+        "images",
+        {"python_bits": 32},
+        "warning",
+        "pillow has no wheel for armv7l (only for aarch64, x86_64): unless the board has Debian's",
+        "sudo apt-get install python3-pil",
+    ),
+    Ill("a wheel of Pillow", "images", {}, "ok", "Pillow is sent with the first JPEG or PNG"),
+    Ill("Pillow on a phone", "images", {"libc": "bionic"}, "warning", "Termux's", "pkg install python-pillow"),
+    Ill("Pillow on this machine", "images", {}, "ok", "comes with Edgeship", profile=LOCAL),
     Ill("emulated", "openvino", {"cpu_ids": False}, "ok", "nothing special"),
     Ill(
         "emulated with OpenVINO",

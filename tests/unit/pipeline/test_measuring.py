@@ -153,6 +153,21 @@ def test_minutes_and_profiles_fit_100_columns(long_names: list[Case]) -> None:
     assert "and 2 more" in " ".join(lines)
 
 
+def test_the_kernels_that_ran_are_shown_with_their_times() -> None:
+    layers = [{"name": "CONV_2D 0", "operation": "CONV_2D", "where": "XNNPACK", "ms": None},
+              {"name": "CUMSUM 1", "operation": "CUMSUM", "where": "built-in kernel", "ms": None}]  # fmt: skip
+    kernels = [{"name": "Convolution, number 0", "operation": "Convolution", "where": "XNNPACK", "ms": 0.75},
+               {"name": "CUMSUM 1", "operation": "CUMSUM", "where": "built-in kernel", "ms": 0.25}]  # fmt: skip
+    found = {"layers": layers, "partitions": 1, "operations": 2, "delegated_share": 0.5, "kernels": kernels,
+             "inference_ms": 1.25, "reason": None}  # fmt: skip
+    told = " ".join(" ".join(profile_lines({"m": found})).split())
+    assert "2 operations: 1 in XNNPACK, 1 in built-in kernel (1 piece for the delegate)" in told
+    assert "outside of XNNPACK: CUMSUM 1.0000 ms in 2 kernels, of 1.2500 ms an inference" in told
+    assert "0.7500 ms 75.0% Convolution Convolution, number 0" in told
+    untold = " ".join(" ".join(profile_lines({"m": {**found, "kernels": None, "reason": "it is mute"}})).split())
+    assert untold.endswith("outside of XNNPACK: CUMSUM time per layer: it is mute")
+
+
 def test_old_recorded_results_are_shown(long_names: list[Case]) -> None:
     """A result as the first version wrote it into `benchmark.json`."""
     case = {
