@@ -7,7 +7,7 @@ from typing import List, Sequence
 from ..errors import AgentError
 
 _CREDENTIAL = "${CREDENTIALS_DIRECTORY}/token"
-_HOMES = ("/home/", "/root/", "/run/user/")
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 _TEMPLATE = """\
 # Written by `edgeship-board unit`. Install it as /etc/systemd/system/edgeship-board.service, then:
@@ -98,7 +98,7 @@ def unit_text(
         root: Where releases lie; the server reads it only.
         packages: Directories that Python also looks for packages in.
         reads: Further files and directories that the server reads, such as Python itself; said here because homes
-            are hidden from it otherwise.
+            and directories for temporary files are hidden from it otherwise.
         token_file: Handed to the service as a credential, so that only root needs to read it; or nothing.
         group: That may read the root, where others may not.
         memory_max: See systemd.resource-control(5).
@@ -118,15 +118,15 @@ def unit_text(
     words = [*command]
     if token_file:
         words += ["--token-file", _CREDENTIAL]
-    at_home = sorted({path for path in (root, *packages, *reads) if path.startswith(_HOMES)})
+    hidden = sorted({path for path in (root, *packages, *reads) if path.startswith(_HIDDEN)})
     lines = _TEMPLATE.format(
         root=_escaped(root),
         command=" ".join(word if word is _CREDENTIAL else _quoted(word) for word in words),
         environment=f"Environment={_quoted('PYTHONPATH=' + ':'.join(packages))}" if packages else "",
         group=group,
         credentials=f"LoadCredential=token:{_escaped(token_file)}" if token_file else "",
-        protect_home="tmpfs" if at_home else "yes",
-        bind="\n".join(f"BindReadOnlyPaths={_quoted(path)}" for path in at_home),
+        protect_home="tmpfs" if hidden else "yes",
+        bind="\n".join(f"BindReadOnlyPaths={_quoted(path)}" for path in hidden),
         addresses="IPAddressDeny=any\nIPAddressAllow=localhost" if loopback else "",
         memory_max=memory_max,
     ).splitlines()
