@@ -15,7 +15,7 @@ from .errors import AgentError
 from .images import ImageRejected
 from .installed import NoRelease
 from .model import BadInput, InstalledModel, Label, default_root, open_model
-from .serving.access import AccessRefused, make_access
+from .serving.access import AccessRefused, is_loopback, make_access
 from .serving.notify import Supervisor
 from .serving.routes import Limits
 from .serving.service import Service, Settings
@@ -162,17 +162,18 @@ def _unit(given: argparse.Namespace) -> int:
     here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
     others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     packages = list(dict.fromkeys([here, *others]))
-    files = [given.certificate, given.key, given.client_ca]
+    files = {"token-file": given.token_file, "certificate": given.certificate, "key": given.key}
+    files["client-ca"] = given.client_ca
     command = [sys.executable, "-m", package, *_serve_arguments(given)]
     text = unit_text(
         command,
         root=os.path.abspath(given.root),
         packages=packages,
-        reads=[sys.prefix, sys.base_prefix, *(os.path.abspath(path) for path in files if path)],
-        token_file=os.path.abspath(given.token_file) if given.token_file else "",
+        reads=[sys.prefix, sys.base_prefix],
+        secrets={option: os.path.abspath(path) for option, path in files.items() if path is not None},
         group=given.group,
         memory_max=given.memory_max,
-        loopback=given.token_file is None and given.client_ca is None,
+        loopback=is_loopback(given.host),
     )
     if given.output is None:
         _print(text.rstrip("\n"))
@@ -183,7 +184,7 @@ def _unit(given: argparse.Namespace) -> int:
 
 
 def _serve_arguments(given: argparse.Namespace) -> List[str]:
-    """What the unit starts, with what differs from the defaults; the token comes as a credential."""
+    """What the unit starts; token and certificates come as credentials."""
     words = ["serve", "--root", os.path.abspath(given.root), "--host", given.host, "--port", str(given.port)]
     for name in given.name:
         words += ["--name", name]
@@ -191,10 +192,6 @@ def _serve_arguments(given: argparse.Namespace) -> List[str]:
         value = getattr(given, option)
         if value is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]
-    for option in ("certificate", "key", "client_ca"):
-        value = getattr(given, option)
-        if value is not None:
-            words += [f"--{option.replace('_', '-')}", os.path.abspath(value)]
     return words
 
 

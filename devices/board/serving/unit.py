@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from typing import List, Mapping, Sequence
 
 from ..errors import AgentError
 
-_CREDENTIAL = "${CREDENTIALS_DIRECTORY}/token"
+_CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 _TEMPLATE = """\
@@ -86,7 +86,7 @@ def unit_text(
     root: str,
     packages: Sequence[str] = (),
     reads: Sequence[str] = (),
-    token_file: str = "",
+    secrets: Mapping[str, str] = {},
     group: str = "",
     memory_max: str = "80%",
     loopback: bool = True,
@@ -99,7 +99,8 @@ def unit_text(
         packages: Directories that Python also looks for packages in.
         reads: Further files and directories that the server reads, such as Python itself; said here because homes
             and directories for temporary files are hidden from it otherwise.
-        token_file: Handed to the service as a credential, so that only root needs to read it; or nothing.
+        secrets: Files by the option of the command that takes them, without the dashes; systemd hands them to the
+            service as credentials, so that only root needs to read them.
         group: That may read the root, where others may not.
         memory_max: See systemd.resource-control(5).
         loopback: Whether only this machine may reach the service, which systemd then sees to as well.
@@ -107,24 +108,24 @@ def unit_text(
     Raises:
         AgentError: A word can't be written in a unit.
     """
-    for word in (*command, root, *packages, *reads, token_file, group, memory_max):
+    for word in (*command, root, *packages, *reads, *secrets.values(), group, memory_max):
         if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
             raise AgentError(f"{word!r} holds a control character, which a unit can't; take another path")
-    for path in (command[0], root, *packages, *reads, token_file or "/"):
+    for path in (command[0], root, *packages, *reads, *secrets.values()):
         if not path.startswith("/"):
             raise AgentError(f"{path!r} is no absolute path, which a unit needs")
         if ":" in path:
             raise AgentError(f"{path!r} holds a colon, which parts paths in a unit; take another path")
-    words = [*command]
-    if token_file:
-        words += ["--token-file", _CREDENTIAL]
+    words = [_quoted(word) for word in command]
+    for option in secrets:
+        words += [f"--{option}", f"{_CREDENTIALS}/{option}"]
     hidden = sorted({path for path in (root, *packages, *reads) if path.startswith(_HIDDEN)})
     lines = _TEMPLATE.format(
         root=_escaped(root),
-        command=" ".join(word if word is _CREDENTIAL else _quoted(word) for word in words),
+        command=" ".join(words),
         environment=f"Environment={_quoted('PYTHONPATH=' + ':'.join(packages))}" if packages else "",
         group=group,
-        credentials=f"LoadCredential=token:{_escaped(token_file)}" if token_file else "",
+        credentials="\n".join(f"LoadCredential={option}:{_escaped(path)}" for option, path in secrets.items()),
         protect_home="tmpfs" if hidden else "yes",
         bind="\n".join(f"BindReadOnlyPaths={_quoted(path)}" for path in hidden),
         addresses="IPAddressDeny=any\nIPAddressAllow=localhost" if loopback else "",

@@ -44,21 +44,24 @@ def test_the_unit() -> None:
 
 
 def test_releases_at_home_and_a_token() -> None:
-    text = unit_text(COMMAND, root="/home/pi/.local/share/edgeship", token_file=TOKEN_FILE, group="pi", loopback=False)
+    secrets = {"token-file": TOKEN_FILE, "key": "/etc/edgeship/100%.key"}
+    root = "/home/pi/.local/share/edgeship"
+    text = unit_text(COMMAND, root=root, secrets=secrets, group="pi", loopback=False)
     found = settings(text)
     assert found["ProtectHome"] == ["tmpfs"]
     assert found["BindReadOnlyPaths"] == ["/home/pi/.local/share/edgeship"]
-    assert found["LoadCredential"] == [f"token:{TOKEN_FILE}"]
-    assert found["ExecStart"][0].endswith("serve --token-file ${CREDENTIALS_DIRECTORY}/token")
+    assert found["LoadCredential"] == [f"token-file:{TOKEN_FILE}", "key:/etc/edgeship/100%%.key"]
+    directory = "${CREDENTIALS_DIRECTORY}"
+    assert found["ExecStart"][0].endswith(f"serve --token-file {directory}/token-file --key {directory}/key")
     assert found["SupplementaryGroups"] == ["pi"]
     assert "IPAddressDeny" not in found
 
 
 def test_all_that_lies_at_home_can_be_read() -> None:
-    text = unit_text(COMMAND, root="/srv/a", packages=["/home/pi/agent"], reads=["/home/pi/venv", "/usr"])
+    text = unit_text(COMMAND, root="/srv/a", packages=["/home/pi/agent"], reads=["/home/pi/venv", "/tmp/b", "/usr"])
     found = settings(text)
     assert found["ProtectHome"] == ["tmpfs"]
-    assert found["BindReadOnlyPaths"] == ["/home/pi/agent", "/home/pi/venv"]
+    assert found["BindReadOnlyPaths"] == ["/home/pi/agent", "/home/pi/venv", "/tmp/b"]
 
 
 def test_words_are_quoted() -> None:
@@ -80,7 +83,7 @@ def test_systemd_takes_the_unit(tmp_path: Path, root: str) -> None:
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
     path = tmp_path / "edgeship-board.service"
-    path.write_text(unit_text(COMMAND, root=root, token_file=TOKEN_FILE))
+    path.write_text(unit_text(COMMAND, root=root, secrets={"token-file": TOKEN_FILE}))
     done = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
     complaints = [line for line in done.stderr.splitlines() if path.name in line]
     assert (done.returncode, complaints) == (0, [])

@@ -1,0 +1,106 @@
+"""A client that asks a server of models without a pause until its standard input ends: `python -m tests.hammer URL NAME`.
+
+A line for each release that begins to answer, and at the end one JSON object: `requests`, `failures` (texts),
+`releases` (in the order in which they answered), `unlike` (releases that gave two answers to one image). With
+`--token` each request carries the environment variable HAMMER_TOKEN.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+NUM_CLIENTS = 2
+TIMEOUT_S = 120
+
+
+@dataclass
+class Seen:
+    """What all clients have seen."""
+
+    requests: int = 0
+    failures: list[str] = field(default_factory=list)
+    releases: list[str] = field(default_factory=list)
+    answers: dict[str, list[float]] = field(default_factory=dict)
+    unlike: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, answer: dict[str, Any]) -> None:
+        release, values = answer["model_version"], [float(value) for value in answer["outputs"][0]["data"]]
+        with self.lock:
+            self.requests += 1
+            known = self.answers.setdefault(release, values)
+            reach = max(map(abs, known)) or 1.0
+            if any(abs(one - other) > 1e-3 * reach for one, other in zip(known, values, strict=True)):
+                self.unlike.add(release)
+            if self.releases[-1:] != [release] and release not in self.releases[-2:-1]:
+                self.releases.append(release)
+                print(release, flush=True)
+
+
+def body_of(metadata: dict[str, Any]) -> bytes:
+    """A request with the same random tensor each time."""
+    (record,) = metadata["inputs"]
+    count = 1
+    for size in record["shape"]:
+        count *= size
+    draw = random.Random(0)
+    real = record["datatype"].startswith("FP")
+    data = [draw.uniform(-1, 1) if real else draw.randrange(128) for _ in range(count)]
+    return json.dumps({"inputs": [{**record, "data": data}]}).encode()
+
+
+def ask(connection: HTTPConnection, path: str, body: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
+    connection.request("GET" if body is None else "POST", path, body, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200:
+        raise ValueError(f"{answer.status}: {content[:200]!r}")
+    found: dict[str, Any] = json.loads(content)
+    return found
+
+
+def main(url: str, name: str, *options: str) -> int:
+    parts = urlsplit(url)
+    headers = {"Authorization": f"Bearer {os.environ['HAMMER_TOKEN']}"} if "--token" in options else {}
+
+    def connect() -> HTTPConnection:
+        return HTTPConnection(str(parts.hostname), int(parts.port or 80), timeout=TIMEOUT_S)
+
+    body = body_of(ask(connect(), f"/v2/models/{name}", None, headers))
+    seen, ended = Seen(), threading.Event()
+
+    def hammer(*, keep: bool) -> None:
+        connection = connect()
+        while not ended.is_set():
+            try:
+                seen.add(ask(connection, f"/v2/models/{name}/infer", body, headers))
+            except Exception as error:  # noqa: BLE001 (each is a failure, and the next request may do better)
+                seen.failures.append(repr(error))
+                connection.close()
+                ended.wait(0.1)
+            if not keep:
+                connection.close()
+        connection.close()
+
+    clients = [threading.Thread(target=hammer, kwargs={"keep": bool(number % 2)}) for number in range(NUM_CLIENTS)]
+    for client in clients:
+        client.start()
+    sys.stdin.read()
+    ended.set()
+    for client in clients:
+        client.join()
+    summary = {"requests": seen.requests, "failures": seen.failures, "releases": seen.releases}
+    print(json.dumps({**summary, "unlike": sorted(seen.unlike)}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
