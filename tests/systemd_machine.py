@@ -32,7 +32,7 @@ root=$1 console=$2; shift 2
 mount --make-rprivate /
 mount -t tmpfs -o mode=0755 tmpfs "$root"
 cd "$root"
-mkdir usr proc sys dev run tmp var home root etc old
+mkdir usr proc sys dev run tmp var home root srv etc old
 chmod 0700 root
 ln -s usr/bin bin; ln -s usr/sbin sbin; ln -s usr/lib lib; ln -s usr/lib64 lib64
 mount --bind /usr usr
