@@ -9,11 +9,12 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .errors import AgentError
 from .images import ImageRejected
 from .installed import NoRelease
+from .launch import PROGRAM_VARIABLE
 from .model import BadInput, InstalledModel, Label, default_root, open_model
 from .serving.access import AccessRefused, is_loopback, make_access
 from .serving.notify import Supervisor
@@ -158,18 +159,14 @@ def _serve(given: argparse.Namespace) -> int:
 def _unit(given: argparse.Namespace) -> int:
     if given.token_file is None and given.client_ca is None:
         make_access(given.host)  # the rule of `serve`; the files themselves only the service will see
-    package = str(__package__)
-    here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
-    others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    packages = list(dict.fromkeys([here, *others]))
+    command, packages, reads = _started_by()
     files = {"token-file": given.token_file, "certificate": given.certificate, "key": given.key}
     files["client-ca"] = given.client_ca
-    command = [sys.executable, "-m", package, *_serve_arguments(given)]
     text = unit_text(
-        command,
+        [*command, *_serve_arguments(given)],
         root=os.path.abspath(given.root),
         packages=packages,
-        reads=[sys.prefix, sys.base_prefix],
+        reads=reads,
         secrets={option: os.path.abspath(path) for option, path in files.items() if path is not None},
         group=given.group,
         memory_max=given.memory_max,
@@ -181,6 +178,19 @@ def _unit(given: argparse.Namespace) -> int:
     with open(given.output, "w", encoding="utf-8") as stream:
         stream.write(text)
     return DONE
+
+
+def _started_by() -> Tuple[List[str], List[str], List[str]]:
+    """What starts this program, the directories that it needs on Python's path, and what else it reads."""
+    reads = [sys.prefix, sys.base_prefix]
+    launcher = os.environ.get(PROGRAM_VARIABLE, "")
+    if launcher:  # it goes on naming what came last, where directories come and go
+        root = os.path.dirname(launcher)
+        return [launcher], [], [*reads, launcher, os.path.join(root, "agents"), os.path.join(root, "envs")]
+    package = str(__package__)
+    here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
+    others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return [sys.executable, "-m", package], list(dict.fromkeys([here, *others])), reads
 
 
 def _serve_arguments(given: argparse.Namespace) -> List[str]:
