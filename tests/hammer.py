@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
+import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+ROOT = Path(__file__).resolve().parents[1]
 NUM_CLIENTS = 2
 TIMEOUT_S = 120
+RECENT = 4 * NUM_CLIENTS
 
 
 @dataclass
@@ -28,6 +34,7 @@ class Seen:
     requests: int = 0
     failures: list[str] = field(default_factory=list)
     releases: list[str] = field(default_factory=list)
+    recent: list[str] = field(default_factory=list)
     answers: dict[str, list[float]] = field(default_factory=dict)
     unlike: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -40,7 +47,10 @@ class Seen:
             reach = max(map(abs, known)) or 1.0
             if any(abs(one - other) > 1e-3 * reach for one, other in zip(known, values, strict=True)):
                 self.unlike.add(release)
-            if self.releases[-1:] != [release] and release not in self.releases[-2:-1]:
+            # During a switch requests that began before it are answered by the release before.
+            before = self.recent[-RECENT:]
+            self.recent = [*before, release]
+            if self.releases[-1:] != [release] and release not in before:
                 self.releases.append(release)
                 print(release, flush=True)
 
@@ -100,6 +110,56 @@ def main(url: str, name: str, *options: str) -> int:
     summary = {"requests": seen.requests, "failures": seen.failures, "releases": seen.releases}
     print(json.dumps({**summary, "unlike": sorted(seen.unlike)}), flush=True)
     return 0
+
+
+class Hammer:
+    """The client as a process of its own.
+
+    Args:
+        command: That starts it, wherever that is.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._lines = queue.SimpleQueue[str]()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line.strip())
+
+    def wait_for(self, release: str) -> None:
+        """Until a release begins to answer."""
+        while self._lines.get(timeout=TIMEOUT_S) != release:
+            pass
+
+    def end(self) -> dict[str, Any]:
+        """What it says of all requests."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        assert self._process.wait(TIMEOUT_S) == 0
+        self._reader.join()
+        while not (line := self._lines.get_nowait()).startswith("{"):
+            pass
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        self._process.kill()
+        self._process.wait(30)
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
 
 
 if __name__ == "__main__":

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import queue
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.certificates import make_certificates
 from tests.conftest import ROOT
+from tests.hammer import Hammer
 from tests.releases import NAME, image_manifest, put, put_fake
 from tests.runtime_models import write_onnx, write_tflite
 from tests.ssh_board import wait_for
@@ -32,39 +29,6 @@ UNIT = "edgeship-board.service"
 PORT = 8123
 URL = f"http://127.0.0.1:{PORT}"
 TOKEN = "a-token-of-some-length"  # noqa: S105
-
-
-class Hammer:
-    """A client without a pause, see `tests.hammer`."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process, self._lines = process, queue.SimpleQueue[str]()
-        assert process.stdout is not None
-        self._reader = threading.Thread(target=lambda out=process.stdout: [self._lines.put(line) for line in out])
-        self._reader.start()
-
-    def wait_for(self, release: str) -> None:
-        """Until a release answers."""
-        while self._lines.get(timeout=120).strip() != release:
-            pass
-
-    def end(self) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        assert self._process.wait(120) == 0
-        self._reader.join()
-        while True:
-            line = self._lines.get_nowait()
-            if line.startswith("{"):
-                found: dict[str, Any] = json.loads(line)
-                return found
-
-    def close(self) -> None:
-        """Once the process has ended."""
-        self._reader.join()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
 
 
 class Board:
@@ -104,20 +68,11 @@ class Board:
 
     @contextlib.contextmanager
     def hammered(self) -> Iterator[Hammer]:
-        process = subprocess.Popen(
-            self.machine.command(sys.executable, "-m", "tests.hammer", URL, NAME),
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        hammer = Hammer(process)
+        hammer = Hammer(self.machine.command(sys.executable, "-m", "tests.hammer", URL, NAME))
         try:
             yield hammer
         finally:
-            process.kill()
-            process.wait(30)
-            hammer.close()
+            hammer.kill()
 
     def reset(self) -> None:
         self.machine.run("systemctl", "stop", UNIT, check=False)

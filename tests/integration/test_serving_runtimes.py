@@ -17,6 +17,7 @@ from tests.runtime_models import SHAPE, write_onnx, write_tflite
 
 pytestmark = pytest.mark.slow
 
+
 def ask(server: BoardServer, images: list[np.ndarray], *, binary: bool) -> list[np.ndarray]:
     """What one client gets, request after request on one connection."""
     answers = []
