@@ -1,4 +1,6 @@
-"""A client that asks a server of models without a pause until its standard input ends: `python -m tests.hammer URL NAME`.
+"""A client that asks a server of models without a pause, until its standard input ends.
+
+`python -m tests.hammer URL NAME`
 
 A line for each release that begins to answer, and at the end one JSON object: `requests`, `failures` (texts),
 `releases` (in the order in which they answered), `unlike` (releases that gave two answers to one image). With
@@ -52,7 +54,12 @@ class Seen:
             self.recent = [*before, release]
             if self.releases[-1:] != [release] and release not in before:
                 self.releases.append(release)
-                print(release, flush=True)
+                tell(release)
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def body_of(metadata: dict[str, Any]) -> bytes:
@@ -108,7 +115,7 @@ def main(url: str, name: str, *options: str) -> int:
     for client in clients:
         client.join()
     summary = {"requests": seen.requests, "failures": seen.failures, "releases": seen.releases}
-    print(json.dumps({**summary, "unlike": sorted(seen.unlike)}), flush=True)
+    tell(json.dumps({**summary, "unlike": sorted(seen.unlike)}))
     return 0
 
 

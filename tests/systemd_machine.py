@@ -54,7 +54,7 @@ mount -t tmpfs -o mode=1777 tmpfs dev/shm
 ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd; ln -s fd/0 dev/stdin; ln -s fd/1 dev/stdout; ln -s fd/2 dev/stderr
 mount -t tmpfs -o mode=0755 tmpfs run
 cp -r /etc/ld.so.cache /etc/ld.so.conf /etc/ld.so.conf.d /etc/nsswitch.conf etc/
-printf 'root:x:0:0:root:/root:/bin/sh\\npi:x:1000:1000::/home/pi:/bin/sh\\nnobody:x:65534:65534::/:/bin/false\\n' >etc/passwd
+printf 'root:x:0:0::/root:/bin/sh\\npi:x:1000:1000::/home/pi:/bin/sh\\nnobody:x:65534:65534::/:\\n' >etc/passwd
 printf 'root:x:0:\\ntty:x:5:\\npi:x:1000:\\nsystemd-journal:x:101:\\nnogroup:x:65534:\\n' >etc/group
 printf '127.0.0.1 localhost\\n' >etc/hosts
 printf 'board\\n' >etc/hostname

@@ -66,7 +66,7 @@ class Courier:
         for name in ("files", "incoming", "agents", "envs", "run"):
             os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
         for name in ("agents", "envs"):  # nobody's secrets; a service with a user of its own runs from there
-            os.chmod(os.path.join(root, name), 0o755)
+            os.chmod(os.path.join(root, name), 0o755)  # noqa: S103 (see above)
         self.lifeline = self._make_lifeline()
         self._remove_old()
 

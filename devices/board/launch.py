@@ -80,7 +80,7 @@ def write_program(root: str, packages: str) -> None:
     beside = f"{path}.{os.getpid()}"
     with open(beside, "w", encoding="utf-8") as stream:
         stream.write(text)
-    os.chmod(beside, 0o755)
+    os.chmod(beside, 0o755)  # noqa: S103 (a service with a user of its own runs it)
     os.rename(beside, path)
 
 

@@ -228,6 +228,25 @@ def test_releases_in_a_home_that_others_can_not_enter(board: Board) -> None:
     assert digest in board.get(f"{URL}/v2/models/{NAME}")
 
 
+def test_the_program_that_ssh_left_in_a_home(board: Board) -> None:
+    """Its directory is as the courier makes it; python, packages and releases lie in homes that others can't enter."""
+    digest = put_fake(board.root, board.directory)
+    home = "/home/pi"
+    board.machine.run("rm", "-rf", home)
+    board.python("-m", "tests.board_program", f"{home}/.edgeship")
+    script = """
+        mkdir "$1/.edgeship/files"; mkdir -p "$1/.local/share"; cp -r "$2" "$1/.local/share/edgeship"
+        chmod 0700 "$1" "$1/.edgeship" "$1/.edgeship/files"; chown -R pi:pi "$1"
+    """
+    board.machine.run("sh", "-ec", script, "sh", home, str(board.root))
+    program = (f"{home}/.edgeship/edgeship-board", "unit", "--root", f"{home}/.local/share/edgeship")
+    board.machine.run(*program, "--port", str(PORT), "--output", f"/etc/systemd/system/{UNIT}")
+    board.machine.run("systemctl", "daemon-reload")
+    started = board.machine.run("systemctl", "start", UNIT, check=False)
+    assert started.returncode == 0, board.log()
+    assert digest in board.get(f"{URL}/v2/models/{NAME}")
+
+
 PROBE = r"""
 import ctypes, errno, json, os, socket, sys
 root, other, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -276,6 +295,7 @@ print(json.dumps(found))
 REFUSED = {"EPERM", "EACCES", "EROFS", "EAFNOSUPPORT"}
 
 
+PROBED = "/tmp/of-the-probe"  # noqa: S108 (of the machine)
 LISTENER_PORT = 8200
 LISTENER = """
 import socket, sys
@@ -309,7 +329,7 @@ def test_what_the_sandbox_forbids(board: Board) -> None:
     said = board.machine.run("cat", "/run/probe.json", check=False).stdout
     assert done.returncode == 0, said + board.log()
     forbidden = json.loads(said)
-    assert board.machine.run("ls", "/tmp/of-the-probe", check=False).returncode != 0, "its /tmp is its own"
+    assert board.machine.run("ls", PROBED, check=False).returncode != 0, "its /tmp is its own"
     free = json.loads(board.machine.run(*command).stdout)  # what shows that each attempt could succeed
     board.machine.run("systemctl", "stop", "listener")
     possible = {name for name in free if free[name] in ("written", "done", "x\n", None)} - {"write /tmp"}

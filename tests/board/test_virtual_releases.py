@@ -52,8 +52,8 @@ class Place:
     def edgeship(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.cli", *arguments, "--device", "board.yaml", "--root", self.root],
-            cwd=self.directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True,
-            timeout=500,
+            cwd=self.directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=500,
+            capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == code, done.stderr[-3000:]
         assert "Traceback" not in done.stderr
@@ -157,7 +157,6 @@ def test_no_request_fails_while_releases_come_and_go(
     assert place.told("rollback", NAME)["current"] == one
     client.wait_for(one)
     summary = client.end()
-    print(f"{runtime}: {summary['requests']} requests through two switches")
     assert (summary["failures"], summary["unlike"], summary["releases"]) == ([], [], [one, two, one])
     assert summary["requests"] >= 20
 
@@ -177,8 +176,10 @@ def test_releases_of_tflite_runtime(profiles: dict[str, DeviceProfile], network:
     assert [(entry["action"], entry["result"]) for entry in row["history"]] == [
         ("install", "done"), ("install", "done"), ("rollback", "done"),
     ]  # fmt: skip
-    image = f"python3 -c \"import sys; sys.stdout.buffer.write(b'P6 64 64 255 ' + bytes(64 * 64 * 3))\""
-    command = f"{image} > {place.home}/image.ppm && {place.home}/edgeship-board infer --json --root {place.root} {place.home}/image.ppm"
+    paint = "import sys; sys.stdout.buffer.write(b'P6 64 64 255 ' + bytes(64 * 64 * 3))"
+    image = f"{place.home}/image.ppm"
+    infer = f"{place.home}/edgeship-board infer --json --root {place.root} {image}"
+    command = f"python3 -c {shlex.quote(paint)} >{image} && {infer}"
     told = json.loads(on_board(place.board, command))
     assert told["release"] == place.digests["one"]
     assert len(told["images"][0]["labels"]) == 5

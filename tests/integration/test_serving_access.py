@@ -126,12 +126,12 @@ def test_a_real_client_with_a_token_over_tls(root: Path, certificates: Path, tmp
     path.chmod(0o600)
     files = ("--certificate", str(certificates / "server.pem"), "--key", str(certificates / "server.key"))
     image, given = image_of(6), {"Authorization": f"Bearer {TOKEN}"}
-    with serving(root, "--host", "0.0.0.0", "--token-file", str(path), *files) as server:
-        with real_client(server, certificates, None) as client:
-            assert client.is_server_ready(headers=given)
-            np.testing.assert_array_equal(infer(client, image, given), expected(root, image))
-            assert not client.is_server_ready()
-            for wrong in (None, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": f"Basic {TOKEN}"}):
-                with pytest.raises(InferenceServerException, match="expected the header authorization"):
-                    infer(client, image, wrong)
-            np.testing.assert_array_equal(infer(client, image, given), expected(root, image))
+    options = ("--host", "0.0.0.0", "--token-file", str(path), *files)
+    with serving(root, *options) as server, real_client(server, certificates, None) as client:
+        assert client.is_server_ready(headers=given)
+        np.testing.assert_array_equal(infer(client, image, given), expected(root, image))
+        assert not client.is_server_ready()
+        for wrong in (None, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": f"Basic {TOKEN}"}):
+            with pytest.raises(InferenceServerException, match="expected the header authorization"):
+                infer(client, image, wrong)
+        np.testing.assert_array_equal(infer(client, image, given), expected(root, image))

@@ -7,7 +7,7 @@ from typing import List, Mapping, Sequence
 from ..errors import AgentError
 
 _CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
-_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108 (they are looked for)
 
 _TEMPLATE = """\
 # Written by `edgeship-board unit`. Install it as /etc/systemd/system/edgeship-board.service, then:

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from devices.transports.ssh_agent import _MAIN
-from tests.conftest import ROOT
+from tests.board_program import put_program
 from tests.releases import NAME, put_fake
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """Of a board that lies in a directory with a space."""
-    root = tmp_path / "a board"
-    agent, packages = root / "agents" / "a1", root / "envs" / "e1" / "site-packages"
-    shutil.copytree(ROOT / "devices" / "board", agent / "board", ignore=shutil.ignore_patterns("__pycache__"))
-    (agent / "__main__.py").write_text(_MAIN)
-    packages.mkdir(parents=True)
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from board.launch import write_program; write_program(*sys.argv[2:])"
-    for _ in range(2):
-        python = [sys.executable, "-c", code, str(agent), str(root), str(packages)]
-        subprocess.run(python, check=True)
-    return root / "edgeship-board"
+    return put_program(tmp_path / "a board")
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

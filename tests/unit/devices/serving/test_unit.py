@@ -14,6 +14,7 @@ from devices.board.serving.notify import Supervisor
 from devices.board.serving.unit import unit_text
 
 TOKEN_FILE = "/etc/edgeship/token"  # noqa: S105
+TEMPORARY = "/tmp/b"  # noqa: S108
 COMMAND = ["/usr/bin/true", "-m", "board", "serve"]
 
 
@@ -58,10 +59,10 @@ def test_releases_at_home_and_a_token() -> None:
 
 
 def test_all_that_lies_at_home_can_be_read() -> None:
-    text = unit_text(COMMAND, root="/srv/a", packages=["/home/pi/agent"], reads=["/home/pi/venv", "/tmp/b", "/usr"])
+    text = unit_text(COMMAND, root="/srv/a", packages=["/home/pi/agent"], reads=["/home/pi/venv", TEMPORARY, "/usr"])
     found = settings(text)
     assert found["ProtectHome"] == ["tmpfs"]
-    assert found["BindReadOnlyPaths"] == ["/home/pi/agent", "/home/pi/venv", "/tmp/b"]
+    assert found["BindReadOnlyPaths"] == ["/home/pi/agent", "/home/pi/venv", TEMPORARY]
 
 
 def test_words_are_quoted() -> None:
