@@ -163,7 +163,7 @@ def test_a_board_that_nobody_uses_ends() -> None:
     running = start_board(board, CACHE, idle_s=3.0)
     assert start_board(board, CACHE, idle_s=3.0).pid == running.pid
     wait_until(lambda: find_running(running.files) is None)
-    assert processes_below(running.files.root) == []
+    wait_until(lambda: not processes_below(running.files.root))  # the first has gone, and the kernel ends the others
 
 
 def edgeship(*arguments: str) -> subprocess.CompletedProcess[str]:
