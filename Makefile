@@ -119,7 +119,11 @@ board: setup ## Build the virtual boards, arm64 and armhf, in the cache (Linux, 
 
 .PHONY: test-board
 test-board: board ## Test on the virtual boards through SSH
-	$(BIN)/pytest tests/board/test_virtual_boards.py $(ARGS)
+	$(BIN)/pytest tests/board/test_virtual_releases.py tests/board/test_virtual_boards.py $(ARGS)
+
+.PHONY: test-systemd
+test-systemd: setup ## Test the service under a live systemd, in namespaces of this machine (Linux, as root)
+	$(BIN)/pytest tests/board/test_systemd.py $(ARGS)
 
 .PHONY: adb
 adb: ## Install adb, Android's debug bridge, where it is missing (Debian, as root)

@@ -132,10 +132,11 @@ def child_environment(backend: str) -> dict[str, str]:
     """Returns the environment of a stage's process: the Keras backend, determinism, quiet native libraries."""
     return {
         **os.environ,
-        # Read by the telemetry of OpenVINO's converter and NNCF, which otherwise calls out without asking and
-        # leaves files in the home directory.
+        # Read by the telemetry of OpenVINO's converter, NNCF and ONNX Runtime, which otherwise calls out without asking
+        # and leaves files in the home directory.
         "CI": "true",
         "NNCF_CI": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "KERAS_BACKEND": backend,
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(path for path in (_package_root(), os.environ.get("PYTHONPATH", "")) if path),

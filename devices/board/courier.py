@@ -19,6 +19,7 @@ find {folder} / unpack {folder, archives, wheels, reserve} -> `path`
     <directory>/agents/<digest>         the agent's source
     <directory>/envs/<digest>           packages, unpacked
     <directory>/scratch/<name>          what an agent made for the host to fetch
+    <directory>/edgeship-board          runs the program with the agent and the packages that came last, see `launch`
     <directory>/run/<name>              a pipe that the courier keeps open as long as it lives, see `launch`
 """
 
@@ -41,7 +42,7 @@ import traceback
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from .interpreter import describe_board, installed_version
-from .storage import FULL, READ_BYTES, Busy, Incoming, NoSpace, Refused, free_bytes, sync_directory
+from .storage import FULL, PROGRAM, READ_BYTES, Busy, Incoming, NoSpace, Refused, free_bytes, sync_directory
 from .wheels import unpack_plain, unpack_wheel, unpacked_size
 
 LOCK_DIRECTORY_VARIABLE = "EDGESHIP_LOCK_DIRECTORY"
@@ -65,6 +66,8 @@ class Courier:
         self._lock_fd: Optional[int] = None
         for name in ("files", "incoming", "agents", "envs", "run"):
             os.makedirs(os.path.join(root, name), mode=0o700, exist_ok=True)
+        for name in ("agents", "envs"):  # nobody's secrets; a service with a user of its own runs from there
+            os.chmod(os.path.join(root, name), 0o755)  # noqa: S103 (see above)
         self.lifeline = self._make_lifeline()
         self._remove_old()
 
@@ -107,11 +110,14 @@ class Courier:
         return path
 
     def _remove_old(self) -> None:
-        """Removes what nobody has used for long; the storage of a board is small."""
+        """Removes what nobody has used for long; the storage of a board is small. What `edgeship-board` runs stays."""
+        program = ""
+        with contextlib.suppress(OSError), open(os.path.join(self._root, PROGRAM), encoding="utf-8") as stream:
+            program = stream.read()
         for name, days in _KEPT_DAYS.items():
             for path in glob.glob(os.path.join(glob.escape(self._root), name, "*")):
                 with contextlib.suppress(OSError):
-                    if os.stat(path).st_mtime < time.time() - days * 86400:
+                    if path not in program and os.stat(path).st_mtime < time.time() - days * 86400:
                         (shutil.rmtree if os.path.isdir(path) else os.unlink)(path)
 
     def _hold(self, params: Params) -> Dict[str, Any]:

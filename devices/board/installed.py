@@ -62,11 +62,20 @@ class Installed:
 
 
 def installed_names(root: str) -> List[str]:
-    """The names under which a release is in use, sorted."""
+    """The names under which a release is in use, sorted.
+
+    Raises:
+        NoRelease: It can't be told.
+    """
     try:
         names = os.listdir(root)
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise NoRelease(
+            f"the releases in {root} can't be read: {error.strerror}; be their owner or of their group, which "
+            "`edgeship-board unit --group` makes a service"
+        ) from error
     return sorted(name for name in names if current_digest(root, name) is not None)
 
 

@@ -1,5 +1,8 @@
 """Starts an agent over SSH and sees to it that it ends: `python3 <directory with this package> LIFELINE PACKAGES`.
 
+With `--program PACKAGES ARGUMENTS...` it is `edgeship-board` instead; the file of that name beside the agents, which an
+agent's start writes, says so with the right paths.
+
 The process forks: the child becomes the agent, the parent waits. Where the host is gone, or the network between,
 a native call may keep the agent from noticing; the parent, which only waits, then ends it. An agent that a signal
 ended is reported as a shell does, by the exit status 128 + the signal's number, for SSH loses signals.
@@ -11,16 +14,22 @@ import contextlib
 import os
 import runpy
 import select
+import shlex
 import signal
 import site
 import sys
 import traceback
 from typing import List, NoReturn, Optional, Sequence
 
+from .storage import PROGRAM
+
 # Runtimes get their number of threads through their own options; these keep numpy and OpenMP from adding more.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 DIRECTORY_VARIABLE = "EDGESHIP_AGENT_DIRECTORY"
 """Names the directory on the board in which an agent leaves notes for later ones."""
+
+PROGRAM_VARIABLE = "EDGESHIP_PROGRAM"
+"""Names that file to the program that it runs."""
 
 PROTOCOL_VERSION = 3
 """Of what agents are asked and answer."""
@@ -34,21 +43,28 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the agent to its end.
 
     Args:
-        arguments: The path of the courier's lifeline (see `courier`), directories of packages as in PATH, or "", and the
-            module that the agent is where it is another one than `__main__`.
+        arguments: The path of the courier's lifeline (see `courier`), directories of packages as in PATH, or "", and
+            the module that the agent is where it is another one than `__main__`.
     """
+    if arguments[0] == "--program":
+        _become_program(arguments[1], arguments[2:])
+    root = os.path.dirname(os.path.dirname(os.path.abspath(arguments[0])))
     lifeline = os.open(arguments[0], os.O_RDONLY | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):  # it blocks as long as the courier lives
         os.read(lifeline, 1)
         sys.exit("the session that this agent belongs to has ended")
     ended, alive = os.pipe()
+    module = arguments[2] if len(arguments) > 2 else ""
+    if not module:  # others have no packages
+        with contextlib.suppress(OSError):  # an agent does without
+            write_program(root, arguments[1])
     child = os.fork()
     if child == 0:
         os.close(lifeline)
         os.close(ended)
-        os.environ.setdefault(DIRECTORY_VARIABLE, os.path.dirname(os.path.dirname(os.path.abspath(arguments[0]))))
+        os.environ.setdefault(DIRECTORY_VARIABLE, root)
         _use_scratch(os.path.join(os.environ[DIRECTORY_VARIABLE], "scratch"))
-        _become_agent(arguments[1], arguments[2] if len(arguments) > 2 else "")
+        _become_agent(arguments[1], module)
     os.close(alive)
     _guard(child, ended, lifeline)
     status = os.waitpid(child, 0)[1]
@@ -62,14 +78,45 @@ def _use_scratch(directory: str) -> None:
         os.environ["TMPDIR"] = directory
 
 
+def write_program(root: str, packages: str) -> None:
+    """Puts `edgeship-board` into a directory, or replaces it where it would run something else.
+
+    Args:
+        root: The directory; the courier spares what the file in it names.
+        packages: As `main` takes them.
+    """
+    path, agent = os.path.join(root, PROGRAM), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = shlex.join([sys.executable, "-I", agent, "--program", packages])
+    text = f'#!/bin/sh\n{PROGRAM_VARIABLE}={shlex.quote(path)} exec {command} "$@"\n'
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as stream:
+        if stream.read() == text:
+            return
+    beside = f"{path}.{os.getpid()}"
+    with open(beside, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.chmod(beside, 0o755)  # noqa: S103 (a service with a user of its own runs it)
+    os.rename(beside, path)
+
+
+def _become_program(packages: str, arguments: Sequence[str]) -> NoReturn:
+    _use_packages(packages)
+    from .program import main as run_program  # not for agents, whose memory is measured
+
+    sys.exit(run_program(arguments))
+
+
+def _use_packages(packages: str) -> None:
+    folders = [folder for folder in packages.split(os.pathsep) if folder]
+    sys.path[1:1] = folders  # before what the system has
+    for folder in folders:
+        site.addsitedir(folder)  # reads the .pth files
+
+
 def _become_agent(packages: str, module: str) -> NoReturn:
     try:
         for name in _THREAD_VARIABLES:
             os.environ.setdefault(name, "1")
-        folders = [folder for folder in packages.split(os.pathsep) if folder]
-        sys.path[1:1] = folders  # before what the system has
-        for folder in folders:
-            site.addsitedir(folder)  # reads the .pth files
+        _use_packages(packages)
         runpy.run_module(f"{__package__}.{module}" if module else str(__package__), run_name="__main__")
     except BaseException:  # noqa: BLE001 (the child must not return into the parent's code)
         traceback.print_exc()

@@ -11,14 +11,15 @@ import os
 import pwd
 import stat
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import release_program, start
 from .errors import AgentError
 from .images import ImageRejected
 from .installed import NoRelease
+from .launch import PROGRAM_VARIABLE
 from .model import BadInput, InstalledModel, Label, default_root, open_model
-from .serving.access import AccessRefused, make_access
+from .serving.access import AccessRefused, is_loopback, make_access
 from .serving.notify import Supervisor
 from .serving.routes import Limits
 from .serving.service import Service, Settings
@@ -170,14 +171,8 @@ def _serve(given: argparse.Namespace) -> int:
 def _unit(given: argparse.Namespace) -> int:
     if given.token_file is None and given.client_ca is None:
         make_access(given.host)  # the rule of `serve`; the files themselves only the service will see
-    package = str(__package__)
-    here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
-    others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if os.path.isfile(here):  # the program in one file, that of the release in use
-        program, packages = [start.lasting_path(here)], others
-    else:
-        program, packages = ["-m", package], list(dict.fromkeys([here, *others]))
-    text = (_recovery_unit if given.recover else _server_unit)(given, program, packages)
+    command, packages, reads = _started_by()
+    text = (_recovery_unit if given.recover else _server_unit)(given, command, packages, reads)
     if given.output is None:
         _print(text.rstrip("\n"))
         return DONE
@@ -186,43 +181,38 @@ def _unit(given: argparse.Namespace) -> int:
     return DONE
 
 
-def _server_unit(given: argparse.Namespace, program: List[str], packages: List[str]) -> str:
-    files = [*_program_file(program), given.certificate, given.key, given.client_ca]
+def _server_unit(given: argparse.Namespace, command: List[str], packages: List[str], reads: List[str]) -> str:
+    files = {"token-file": given.token_file, "certificate": given.certificate, "key": given.key}
+    files["client-ca"] = given.client_ca
     return unit_text(
-        [sys.executable, *program, *_serve_arguments(given)],
+        [*command, *_serve_arguments(given)],
         root=os.path.abspath(given.root),
         packages=packages,
-        reads=[sys.prefix, sys.base_prefix, *(os.path.abspath(path) for path in files if path)],
-        token_file=os.path.abspath(given.token_file) if given.token_file else "",
+        reads=reads,
+        secrets={option: os.path.abspath(path) for option, path in files.items() if path is not None},
         group=given.group,
         memory_max=given.memory_max,
-        loopback=given.token_file is None and given.client_ca is None,
+        loopback=is_loopback(given.host),
     )
 
 
-def _recovery_unit(given: argparse.Namespace, program: List[str], packages: List[str]) -> str:
+def _recovery_unit(given: argparse.Namespace, command: List[str], packages: List[str], reads: List[str]) -> str:
     root = os.path.abspath(given.root)
     owner = os.stat(root).st_uid
-    code = [sys.executable, *_program_file(program), *packages]
     if owner == 0:
-        _check_owned_by_root(code)
+        _check_owned_by_root(list(dict.fromkeys([command[0], *packages, *reads])))
     try:
         user = pwd.getpwuid(owner).pw_name
     except KeyError:
         user = str(owner)
     return recovery_text(
-        [sys.executable, *program, "recover", "--no-restart", "--root", root],
+        [*command, "recover", "--no-restart", "--root", root],
         root=root,
         user=user,
         packages=packages,
-        reads=[sys.prefix, sys.base_prefix, *_program_file(program)],
+        reads=reads,
         before=given.before or ["edgeship-board.service"],
     )
-
-
-def _program_file(program: Sequence[str]) -> List[str]:
-    """The program in one file, where it is one."""
-    return [*program] if len(program) == 1 else []
 
 
 def _check_owned_by_root(paths: Sequence[str]) -> None:
@@ -243,8 +233,24 @@ def _check_owned_by_root(paths: Sequence[str]) -> None:
             place = os.path.dirname(place)
 
 
+def _started_by() -> Tuple[List[str], List[str], List[str]]:
+    """What starts this program, the directories that it needs on Python's path, and what else it reads."""
+    reads = [sys.prefix, sys.base_prefix]
+    launcher = os.environ.get(PROGRAM_VARIABLE, "")
+    if launcher:  # it goes on naming what came last, where directories come and go
+        root = os.path.dirname(launcher)
+        return [launcher], [], [*reads, launcher, os.path.join(root, "agents"), os.path.join(root, "envs")]
+    package = str(__package__)
+    here = os.path.abspath(__file__).rsplit(os.sep, package.count(".") + 2)[0]
+    others = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if os.path.isfile(here):  # the program in one file, that of the release in use
+        program = start.lasting_path(here)
+        return [sys.executable, program], others, [*reads, program]
+    return [sys.executable, "-m", package], list(dict.fromkeys([here, *others])), reads
+
+
 def _serve_arguments(given: argparse.Namespace) -> List[str]:
-    """What the unit starts, with what differs from the defaults; the token comes as a credential."""
+    """What the unit starts; token and certificates come as credentials."""
     words = ["serve", "--root", os.path.abspath(given.root), "--host", given.host, "--port", str(given.port)]
     for name in given.name:
         words += ["--name", name]
@@ -252,10 +258,6 @@ def _serve_arguments(given: argparse.Namespace) -> List[str]:
         value = getattr(given, option)
         if value is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]
-    for option in ("certificate", "key", "client_ca"):
-        value = getattr(given, option)
-        if value is not None:
-            words += [f"--{option.replace('_', '-')}", os.path.abspath(value)]
     return words
 
 

@@ -10,6 +10,8 @@ import os
 READ_BYTES = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system calls storage without room."""
+PROGRAM = "edgeship-board"
+"""The file of the courier's directory that runs `program` with the agent and the packages that came last."""
 
 
 class Refused(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shlex
 import signal
 import socket
@@ -170,12 +171,18 @@ def _start(board: plan.VirtualBoard, files: plan.BoardFiles, idle_s: float | Non
 
 
 def _end(running: RunningBoard) -> None:
-    """Ends process 1 of the board; the kernel ends all others with it before it lets it go."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(running.pid, signal.SIGKILL)
-    for _ in _until(_STOP_TIMEOUT_S):
-        if not _is_alive(running):
+    """Ends process 1 of the board; the kernel ends all others with it before it says that it has ended."""
+    try:
+        process = os.pidfd_open(running.pid)
+    except ProcessLookupError:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        if select.select([process], [], [], _STOP_TIMEOUT_S)[0]:
             return
+    finally:
+        os.close(process)
     raise DeviceError(f"process {running.pid} of the virtual board in {running.files.directory} does not end")
 
 

@@ -33,13 +33,13 @@ transport: {{kind: ssh}}
 latency_label: simulated
 """
 NUM_BOARDS = 8
-KINDS = {"asyncssh": ssh_server.serve, "openssh": openssh_server.serve}
+KINDS = {"asyncssh": ssh_server.serve, "openssh": openssh_server.openssh_server}
 
 
 @pytest.fixture(params=KINDS)
 def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Any]]:
-    if request.param == "openssh" and openssh_server.SSHD is None:
-        pytest.skip("no OpenSSH server on this machine")
+    if request.param == "openssh" and (missing := openssh_server.missing()):
+        pytest.skip(missing)
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(KINDS[request.param](tmp_path / f"s{number}")) for number in range(NUM_BOARDS)]
 

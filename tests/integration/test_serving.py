@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import threading
@@ -323,68 +322,6 @@ def test_it_stops_gracefully(root: Path) -> None:
         assert "stopped" in server.log[-1]
     assert failures == []
     assert set(answered) == {200}
-
-
-TOKEN = "a-token-of-some-length"  # noqa: S105
-
-
-def test_a_token(root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text(TOKEN)
-    path.chmod(0o600)
-    with serving(root, "--host", "0.0.0.0", "--token-file", str(path)) as server:
-        for place in ("/v2/health/live", "/metrics", f"{MODEL}/infer", "/nothing"):
-            refused = server.ask(place)
-            assert refused.status == 401
-            assert "WWW-Authenticate" in refused.headers
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        assert server.ask("/v2/health/live", headers=headers).status == 200
-        assert server.ask(f"{MODEL}/infer", json_request(image_of(0)), headers=headers).status == 200
-        assert TOKEN not in "".join(server.log)
-
-
-def openssl(directory: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-
-def make_certificate(directory: Path, name: str, *, signed_by: str | None) -> None:
-    signing = () if signed_by is None else ("-CA", f"{signed_by}.pem", "-CAkey", f"{signed_by}.key")
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
-    names = ("-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost")
-    openssl(directory, "req", "-x509", *key, "-out", f"{name}.pem", "-days", "2", *names, *signing)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("certificates")
-    for name, signed_by in (("ca", None), ("server", "ca"), ("client", "ca"), ("stranger", None)):
-        make_certificate(directory, name, signed_by=signed_by)
-    return directory
-
-
-def tls(certificates: Path, client: str | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
-    if client is not None:
-        context.load_cert_chain(certificates / f"{client}.pem", certificates / f"{client}.key")
-    return context
-
-
-def test_a_client_certificate(root: Path, certificates: Path) -> None:
-    files = [str(certificates / name) for name in ("server.pem", "server.key", "ca.pem")]
-    options = ("--certificate", files[0], "--key", files[1], "--client-ca", files[2])
-    with serving(root, "--host", "0.0.0.0", *options, tls=tls(certificates, "client")) as server:
-        assert server.url.startswith("https://")
-        image = image_of(4)
-        answer = server.ask(f"{MODEL}/infer", json_request(image))
-        np.testing.assert_allclose(answer.json()["outputs"][0]["data"], expected(root, image)[0], rtol=1e-6)
-        for client in (None, "stranger"):
-            server.tls = tls(certificates, client)
-            with pytest.raises((ssl.SSLError, ConnectionError)):
-                server.ask("/v2/health/live")
-        assert b"200 OK" not in server.raw(b"GET /v2/health/live HTTP/1.1\r\nHost: b\r\n\r\n")
-        server.tls = tls(certificates, "client")
-        assert server.ask("/v2/health/live").status == 200
-        assert server.stop() == 0
 
 
 def test_what_the_shipped_folder_serves(root: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.board_server import BoardServer, serving
 from tests.releases import NAME, put_fake
+from tests.ssh_board import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -62,10 +65,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoardServer]:
     with serving(scratch / "root", "--workers", "2") as running:
         for data in good_requests():
             assert b" 200 OK\r\n" in running.raw(data)
+        before, files = held(running), listing(scratch)
         yield running
         assert running.ask("/v2/health/ready").status == 200
+        assert not wait_for(lambda: all(now <= then for now, then in zip(held(running), before, strict=True))), (
+            held(running),
+            before,
+        )
+        assert listing(scratch) == files
         assert running.stop() == 0
         assert not [line for line in running.log if "Traceback" in line], running.log
+
+
+def held(server: BoardServer) -> tuple[int, int]:
+    """Open files and threads of the server."""
+    process = Path(f"/proc/{server.process.pid}")
+    return len(list((process / "fd").iterdir())), len(list((process / "task").iterdir()))
+
+
+def listing(directory: Path) -> dict[str, bytes]:
+    """All files below a directory."""
+    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 def send(server: BoardServer, data: bytes) -> bytes:
@@ -123,6 +143,66 @@ def test_any_head(server: BoardServer, method: str, path: str, headers: list[tup
 def test_any_chunks(server: BoardServer, pieces: list[bytes]) -> None:
     head = f"POST {INFER} HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\n"
     send(server, head.encode() + b"".join(pieces))
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+PIXELS = st.sampled_from(
+    [[3] * 192, [3] * 191, [], np.full((1, 8, 8, 3), 3).tolist(), ["a"] * 192, [256] * 192, [None]]
+)
+PARAMETERS = st.fixed_dictionaries(
+    {},
+    optional={"binary_data_size": st.sampled_from([192, 0, -1, 191, 2**40, "192"]) | ANYTHING, "binary_data": ANYTHING},
+)
+RIGHT = {"name": "image", "shape": [1, 8, 8, 3], "datatype": "UINT8", "data": [3] * 192}
+TENSOR = st.builds(
+    lambda changes, absent: {key: value for key, value in {**RIGHT, **changes}.items() if key not in absent},
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "name": st.sampled_from(["other", ""]) | ANYTHING,
+            "shape": st.sampled_from([[192], [-1, 8, 8, 3], [0], []]) | ANYTHING,
+            "datatype": st.sampled_from(["FP32", "BYTES", "INT64", "BOOL"]) | ANYTHING,
+            "data": PIXELS | ANYTHING,
+            "parameters": PARAMETERS | ANYTHING,
+        },
+    ),
+    st.sets(st.sampled_from([*RIGHT]), max_size=1),
+)
+OUTPUT = st.fixed_dictionaries(
+    {"name": st.sampled_from(["logits", "other"]) | ANYTHING}, optional={"parameters": PARAMETERS}
+)
+REQUEST = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, min_size=1, max_size=2) | ANYTHING},
+    optional={
+        "id": st.text(max_size=8) | ANYTHING,
+        "outputs": st.lists(OUTPUT, max_size=2) | ANYTHING,
+        "parameters": PARAMETERS | ANYTHING,
+    },
+)
+
+
+@QUICK
+@given(
+    content=REQUEST | ANYTHING,
+    rest=st.just(b"") | st.binary(max_size=200),
+    split=st.none() | st.integers(-2, 3),
+    version=st.sampled_from(["", "", "", "0"]) | st.text(max_size=5),
+)
+def test_any_request_of_the_protocol(
+    server: BoardServer, content: object, rest: bytes, split: int | None, version: str
+) -> None:
+    """JSON of the protocol's form or nearly so, with binary parts that fit or do not."""
+    text = json.dumps(content).encode()
+    path = f"/v2/models/{NAME}/versions/{quote(version, safe='')}/infer" if version else INFER
+    headers = [] if split is None else [f"Inference-Header-Content-Length: {len(text) + split}"]
+    answer = send(server, request(text + rest, *headers, path=path))
+    status, body = int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]
+    assert status == 200 or 400 <= status < 500
+    assert status == 200 or json.loads(body)["error"]
 
 
 HUGE = [

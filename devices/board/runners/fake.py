@@ -3,7 +3,7 @@
 A `.fake` file is an `.npz` archive with `weights` float32 `(height * width * 3, classes)`, `bias` float32
 `(classes,)`, and optionally `shape` int `(height, width, 3)`, `kind` (a text) and `behaviour`: `ok`, `reject`
 (raises while loading), `crash` (SIGSEGV while loading), `crash_on_infer`, `hang` (never comes back from an
-inference).
+inference), `hang_on_ones` (nor from one of nothing but ones).
 
 Instead of `shape` it may have `tensors`, a JSON text of `inputs` and `outputs` as in `describe`: then the layer
 goes from the real values of all inputs, one after another, to those of all outputs.
@@ -24,7 +24,7 @@ from ..errors import ModelRejected
 from ..quantization import dequantize, quantize
 from .contract import Feed, InputShapes, check_inputs, make_feeds, tensor_record
 
-BEHAVIOURS = ("ok", "reject", "crash", "crash_on_infer", "hang")
+BEHAVIOURS = ("ok", "reject", "crash", "crash_on_infer", "hang", "hang_on_ones")
 
 
 def _die() -> None:
@@ -102,7 +102,8 @@ class FakeRunner:
         check_inputs(inputs, self._feeds)
         if self._behaviour == "crash_on_infer":
             self._die()
-        if self._behaviour == "hang":
+        hangs_now = self._behaviour == "hang_on_ones" and all((array == 1).all() for array in inputs)
+        if self._behaviour == "hang" or hangs_now:
             self._hang()
         reals = [_real(array, record).reshape(-1) for array, record in zip(inputs, self._records["inputs"])]
         answer = np.concatenate(reals)[np.newaxis] / self._divisor @ self._weights + self._bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -75,6 +76,8 @@ def import_onnxruntime() -> Any:
     Raises:
         RuntimeMissing: It is not installed.
     """
+    # It would otherwise tell its makers of itself, from the import on.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

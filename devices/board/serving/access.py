@@ -71,7 +71,7 @@ def make_access(
     """
     if (key or client_ca) and not certificate:
         raise AccessRefused("a key or a client CA is given without the server's certificate; give --certificate")
-    if token_file is None and client_ca is None and not _is_loopback(host):
+    if token_file is None and client_ca is None and not is_loopback(host):
         raise AccessRefused(
             f"{host} can be reached from other machines; give --token-file, or --certificate with --client-ca, or "
             "listen on 127.0.0.1"
@@ -80,7 +80,12 @@ def make_access(
     return Access(token, None if certificate is None else _tls(certificate, key, client_ca))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there.
+
+    Raises:
+        AccessRefused: The name can't be found.
+    """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:

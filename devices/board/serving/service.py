@@ -34,7 +34,7 @@ class Settings(NamedTuple):
         workers: How many requests a model runs at once, each in a copy of its own.
         num_threads: Of one inference; None shares the cores among the workers.
         queue_length: How many more requests may wait for a model.
-        hang_s: An inference that takes longer stops the messages to systemd's watchdog.
+        hang_s: An inference that takes longer stops the messages to systemd's watchdog; None is the watchdog's time.
     """
 
     root: str
@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     workers: int = 1
     num_threads: Optional[int] = None
     queue_length: int = 32
-    hang_s: float = 30.0
+    hang_s: Optional[float] = None
 
 
 class Service:
@@ -147,7 +147,7 @@ class Service:
             if self._hurry:
                 self._hurry = False
                 self._wake.set()
-            if told.watchdog_s is not None and time.monotonic() >= due and self._is_alive():
+            if told.watchdog_s is not None and time.monotonic() >= due and self._is_alive(told.watchdog_s):
                 told.tell("WATCHDOG=1")
                 due = time.monotonic() + told.watchdog_s / 3
 
@@ -160,8 +160,9 @@ class Service:
         self._tell("stopped" if finished else "stopped, with requests that were not finished in time")
         return finished
 
-    def _is_alive(self) -> bool:
-        return all(model.longest_busy_s() <= self._settings.hang_s for model in self.models)
+    def _is_alive(self, watchdog_s: float) -> bool:
+        hang_s = watchdog_s if self._settings.hang_s is None else self._settings.hang_s
+        return all(model.longest_busy_s() <= hang_s for model in self.models)
 
     def _watch(self, told: Supervisor) -> None:
         """Switches to other releases as they come into use."""

@@ -6,12 +6,12 @@ interrupted installation at boot, before the server starts, as the user that own
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from typing import List, Mapping, Sequence
 
 from ..errors import AgentError
 
-_CREDENTIAL = "${CREDENTIALS_DIRECTORY}/token"
-_HOMES = ("/home/", "/root/", "/run/user/")
+_CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108 (they are looked for)
 
 _TEMPLATE = """\
 # Written by `edgeship-board unit`. Install it as /etc/systemd/system/edgeship-board.service, then:
@@ -138,7 +138,7 @@ def unit_text(
     root: str,
     packages: Sequence[str] = (),
     reads: Sequence[str] = (),
-    token_file: str = "",
+    secrets: Mapping[str, str] = {},
     group: str = "",
     memory_max: str = "80%",
     loopback: bool = True,
@@ -150,8 +150,9 @@ def unit_text(
         root: Where releases lie; the server reads it only.
         packages: Directories that Python also looks for packages in.
         reads: Further files and directories that the server reads, such as Python itself; said here because homes
-            are hidden from it otherwise.
-        token_file: Handed to the service as a credential, so that only root needs to read it; or nothing.
+            and directories for temporary files are hidden from it otherwise.
+        secrets: Files by the option of the command that takes them, without the dashes; systemd hands them to the
+            service as credentials, so that only root needs to read them.
         group: That may read the root, where others may not.
         memory_max: See systemd.resource-control(5).
         loopback: Whether only this machine may reach the service, which systemd then sees to as well.
@@ -159,20 +160,20 @@ def unit_text(
     Raises:
         AgentError: A word can't be written in a unit.
     """
-    _check_words([*command, root, *packages, *reads, token_file, group, memory_max])
-    _check_paths([command[0], root, *packages, *reads, token_file or "/"])
-    words = [*command]
-    if token_file:
-        words += ["--token-file", _CREDENTIAL]
-    at_home = sorted({path for path in (root, *packages, *reads) if path.startswith(_HOMES)})
+    _check_words([*command, root, *packages, *reads, *secrets.values(), group, memory_max])
+    _check_paths([command[0], root, *packages, *reads, *secrets.values()])
+    words = [_quoted(word) for word in command]
+    for option in secrets:
+        words += [f"--{option}", f"{_CREDENTIALS}/{option}"]
+    hidden = sorted({path for path in (root, *packages, *reads) if path.startswith(_HIDDEN)})
     lines = _TEMPLATE.format(
         root=_escaped(root),
-        command=" ".join(word if word is _CREDENTIAL else _quoted(word) for word in words),
+        command=" ".join(words),
         environment=f"Environment={_quoted('PYTHONPATH=' + ':'.join(packages))}" if packages else "",
         group=group,
-        credentials=f"LoadCredential=token:{_escaped(token_file)}" if token_file else "",
-        protect_home="tmpfs" if at_home else "yes",
-        bind="\n".join(f"BindReadOnlyPaths={_quoted(path)}" for path in at_home),
+        credentials="\n".join(f"LoadCredential={option}:{_escaped(path)}" for option, path in secrets.items()),
+        protect_home="tmpfs" if hidden else "yes",
+        bind="\n".join(f"BindReadOnlyPaths={_quoted(path)}" for path in hidden),
         addresses="IPAddressDeny=any\nIPAddressAllow=localhost" if loopback else "",
         memory_max=memory_max,
     ).splitlines()
@@ -204,7 +205,7 @@ def recovery_text(
     """
     _check_words([*command, root, user, *packages, *reads, *before])
     _check_paths([command[0], root, *packages, *reads])
-    at_home = sorted({path for path in (*packages, *reads) if path.startswith(_HOMES)})
+    at_home = sorted({path for path in (*packages, *reads) if path.startswith(_HIDDEN)})
     lines = _RECOVERY.format(
         root=_escaped(root),
         quoted_root=_quoted(root),
@@ -212,10 +213,10 @@ def recovery_text(
         user=_escaped(user),
         before=" ".join(before),
         environment=f"Environment={_quoted('PYTHONPATH=' + ':'.join(packages))}" if packages else "",
-        protect_home="tmpfs" if at_home or root.startswith(_HOMES) else "yes",
+        protect_home="tmpfs" if at_home or root.startswith(_HIDDEN) else "yes",
         bind="\n".join(
             [f"BindReadOnlyPaths={_quoted(path)}" for path in at_home]
-            + ([f"BindPaths={_quoted(root)}"] if root.startswith(_HOMES) else [])
+            + ([f"BindPaths={_quoted(root)}"] if root.startswith(_HIDDEN) else [])
         ),
     ).splitlines()
     return "\n".join(_spaced([line for line in lines if line])) + "\n"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from devices.board.courier import LOCK_DIRECTORY_VARIABLE, Courier
+from devices.board.launch import write_program
 from devices.board.storage import Busy, NoSpace, Refused, WrongDigest
 from devices.board.wheels import unpack_plain, unpack_wheel
 
@@ -142,15 +143,17 @@ def test_what_nobody_used_for_long_is_removed(root: Path) -> None:
     ask(courier, "offer", **OFFER)
     write(courier, DATA)
     ask(courier, "finish", sha256=SHA256)
-    for name in ("files/old", "envs/old", "incoming/old"):
+    for name in ("files/old", "envs/old", "incoming/old", "envs/of-the-program"):
         (root / name).mkdir()
+    write_program(str(root), str(root / "envs" / "of-the-program" / "site-packages"))
     long_ago = root.stat().st_mtime - 100 * 86400
     for path in [*root.glob("files/*"), *root.glob("envs/*"), *root.glob("incoming/*")]:
         os.utime(path, (long_ago, long_ago))
     assert ask(courier, "offer", **OFFER)["whole"]
     Courier(str(root))
     assert [path.name for path in root.glob("files/*")] == [SHA256]
-    assert [*root.glob("envs/*"), *root.glob("incoming/*")] == []
+    assert [path.name for path in root.glob("envs/*")] == ["of-the-program"]
+    assert [*root.glob("incoming/*")] == []
 
 
 def make_wheel(path: Path, files: dict[str, str], *, executable: str = "") -> Path:

@@ -16,6 +16,7 @@ from devices.board.serving.notify import Supervisor
 from devices.board.serving.unit import recovery_text, unit_text
 
 TOKEN_FILE = "/etc/edgeship/token"  # noqa: S105
+TEMPORARY = "/tmp/b"  # noqa: S108
 COMMAND = ["/usr/bin/true", "-m", "board", "serve"]
 
 
@@ -46,21 +47,24 @@ def test_the_unit() -> None:
 
 
 def test_releases_at_home_and_a_token() -> None:
-    text = unit_text(COMMAND, root="/home/pi/.local/share/edgeship", token_file=TOKEN_FILE, group="pi", loopback=False)
+    secrets = {"token-file": TOKEN_FILE, "key": "/etc/edgeship/100%.key"}
+    root = "/home/pi/.local/share/edgeship"
+    text = unit_text(COMMAND, root=root, secrets=secrets, group="pi", loopback=False)
     found = settings(text)
     assert found["ProtectHome"] == ["tmpfs"]
     assert found["BindReadOnlyPaths"] == ["/home/pi/.local/share/edgeship"]
-    assert found["LoadCredential"] == [f"token:{TOKEN_FILE}"]
-    assert found["ExecStart"][0].endswith("serve --token-file ${CREDENTIALS_DIRECTORY}/token")
+    assert found["LoadCredential"] == [f"token-file:{TOKEN_FILE}", "key:/etc/edgeship/100%%.key"]
+    directory = "${CREDENTIALS_DIRECTORY}"
+    assert found["ExecStart"][0].endswith(f"serve --token-file {directory}/token-file --key {directory}/key")
     assert found["SupplementaryGroups"] == ["pi"]
     assert "IPAddressDeny" not in found
 
 
 def test_all_that_lies_at_home_can_be_read() -> None:
-    text = unit_text(COMMAND, root="/srv/a", packages=["/home/pi/agent"], reads=["/home/pi/venv", "/usr"])
+    text = unit_text(COMMAND, root="/srv/a", packages=["/home/pi/agent"], reads=["/home/pi/venv", TEMPORARY, "/usr"])
     found = settings(text)
     assert found["ProtectHome"] == ["tmpfs"]
-    assert found["BindReadOnlyPaths"] == ["/home/pi/agent", "/home/pi/venv"]
+    assert found["BindReadOnlyPaths"] == ["/home/pi/agent", "/home/pi/venv", TEMPORARY]
 
 
 def test_words_are_quoted() -> None:
@@ -128,7 +132,7 @@ def test_systemd_takes_the_unit(tmp_path: Path, root: str, *, recovery: bool) ->
     made = (
         recovery_text(COMMAND, root=root, user="root")
         if recovery
-        else unit_text(COMMAND, root=root, token_file=TOKEN_FILE)
+        else unit_text(COMMAND, root=root, secrets={"token-file": TOKEN_FILE})
     )
     path.write_text(made.replace("Before=edgeship-board.service\n", ""))
     done = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
