@@ -15,12 +15,15 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 from urllib.parse import quote, urlsplit
 
 from .release_service import Service
 
 _ASK_S = 5.0
+_LOOK_S = 15.0
+"""A look at a server is over after so long, however slowly it goes on answering."""
 _CHECK_S = 10.0
 _MAX_BYTES = 4 << 20
 _MAX_WORDS = 600
@@ -183,6 +186,8 @@ class ServerProbe:
             raise Unhealthy(f"{self._place} can't be asked: {error or type(error).__name__}") from error
         if len(body) > _MAX_BYTES:
             raise Unhealthy(f"{path} is answered with more than {_MAX_BYTES >> 20} MiB", final=True)
+        if answer.length:  # what is left of it
+            raise Unhealthy(f"{self._place} stopped in the middle of its answer to {path}")
         return answer.status, body
 
     def _token(self) -> str:
@@ -204,8 +209,19 @@ class ServerProbe:
             except OSError as error:
                 raise Unhealthy(f"the certificates in {self._ca} can't be used: {error}", final=True) from error
             connection = http.client.HTTPSConnection(host, port, timeout=_ASK_S, context=context)
-        with contextlib.closing(connection):
-            yield connection
+        guard = threading.Timer(_LOOK_S, _cut, [connection])
+        guard.daemon = True
+        guard.start()
+        try:
+            with contextlib.closing(connection):
+                yield connection
+        finally:
+            guard.cancel()
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # it is not connected, or not any more
+        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # of a TLS socket the connection below it
 
 
 def read_page(text: str, name: str) -> Page:

@@ -12,6 +12,8 @@ from devices.board.release_errors import FailedWatch, Refusal
 from devices.board.release_home import linked, read_state, status
 from devices.board.release_install import STEPS, Installer
 from devices.board.release_recover import recover_releases
+from devices.profile import load_profile
+from devices.release import install
 from tests.bundles import make_bundle, opened, trust
 from tests.faults import dying_watcher
 from tests.faults.board import Board, passes
@@ -140,6 +142,27 @@ def test_the_board_finishes_without_whoever_asked(
             assert last(board)["result"] == ("rolled back" if kind else "done")
         assert kind == "" or known == "old"
         server.fault = ""
+        board.check_next()
+
+
+@pytest.mark.parametrize("kind", ["", "errors"], ids=["well", "not well"])
+def test_the_host_is_interrupted(kind: str, board: Board, server: FakeServer, fault: Fault) -> None:
+    """It ends the agent then, with all that the agent started and that stayed with it."""
+    server.fault = kind
+    server.use(watch_s=1)
+
+    def on_step(step: str) -> None:
+        if step == "watch":
+            raise KeyboardInterrupt
+
+    with fault():
+        with pytest.raises(KeyboardInterrupt):
+            install(load_profile("local"), board.root, board.new, on_step=on_step)
+        board.settle()
+        assert board.check() == ("old" if kind else "new")
+        assert last(board)["result"] == ("rolled back" if kind else "done")
+        server.fault = ""
+        server.use()
         board.check_next()
 
 

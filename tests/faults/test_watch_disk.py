@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from devices.board.release_disk import Disk
 from devices.board.release_errors import FailedWatch, Refusal
-from devices.board.release_home import read_state
+from devices.board.release_home import hold_home, read_state
 from devices.board.release_install import Installer
 from devices.board.release_recover import recover_releases
 from devices.board.release_service import set_service
@@ -68,6 +69,30 @@ def test_power_is_cut_between_any_two_operations(
     assert (("new", "new") in seen) == (case != "not well")
 
 
+def test_power_is_cut_again_while_the_board_goes_back(board: Board, tmp_path: Path, fault: Fault) -> None:
+    use(board.root)
+    unproven, recorder = copied(board.root, tmp_path / "unproven"), RecordingDisk()
+    board.install(board.new, root=unproven, start_watcher=HereWatcher)
+    old, new = opened(board.old).digest, opened(board.new).digest
+    with hold_home(str(unproven), "net", Disk()) as home:
+        home.begin({"action": "install", "digest": new, "from": old, "switching": True, "watched": True})
+    recorded = copied(unproven, tmp_path / "recorded")
+    with hold_home(str(recorded), "net", recorder) as home:
+        entry = home.recover()
+    assert entry is not None
+    assert entry["result"] == "rolled back"
+    for cut in range(len(recorder.operations) + 1):
+        with fault():
+            root = copied(unproven, tmp_path / "cut")
+            replay(recorder.operations[:cut], recorded, root, lose=True, torn=False)
+            board.check(root=root)
+            recover_releases(str(root), restart=True)
+            assert board.check(root=root) == "old"
+            assert [row["result"] for row in read_state(str(root / "net"))["history"]][-1] == "rolled back"
+            board.install(board.new, root=root, start_watcher=HereWatcher)
+            assert board.check(root=root) == "new"
+
+
 def test_power_is_cut_during_a_first_watched_installation(tmp_path: Path, fault: Fault) -> None:
     board = Board(
         trust(tmp_path / "root", allow_unsigned=True),
@@ -91,8 +116,7 @@ def test_power_is_cut_during_a_first_watched_installation(tmp_path: Path, fault:
             board.check_next(root, start_watcher=HereWatcher)
 
 
-@pytest.mark.parametrize("case", ["well", "not well"])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize(("error", "case"), [(errno.ENOSPC, "well"), (errno.ENOSPC, "not well"), (errno.EROFS, "well")])
 def test_storage_fails_from_any_operation_on(error: int, case: str, board: Board, tmp_path: Path, fault: Fault) -> None:
     use(board.root, opened(board.new).digest if case == "not well" else "")
     recorder = RecordingDisk()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from devices.board import program
+from devices.board import program, release_health
 from devices.board.release_disk import Disk
 from devices.board.release_errors import BadSetting, FailedWatch, Refusal
 from devices.board.release_health import CommandProbe, ServerProbe, Unhealthy, read_page, run_command
@@ -271,6 +274,29 @@ def test_nobody_listens() -> None:
     with pytest.raises(Unhealthy, match=r"http://127\.0\.0\.1:9 can't be asked") as unhealthy:
         probe.check_up("abc")
     assert not unhealthy.value.busy
+
+
+def test_a_server_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_health, "_LOOK_S", 0.3)
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            stream, _ = listener.accept()
+            with stream, contextlib.suppress(OSError):
+                stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                while not ended.wait(0.02):
+                    stream.sendall(b" ")
+
+        service = Service(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            probe = ServerProbe(service, "net")  # looks at the metrics, and is content to know nothing
+            assert probe._before is None
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_a_busy_server_is_asked_again(root: Path, tmp_path: Path) -> None:
