@@ -172,10 +172,27 @@ def _wanted(root: str) -> Set[str]:
 @contextlib.contextmanager
 def _held(root: str) -> Iterator[None]:
     """Holds the environments of a root against other installers; the lock ends with the process."""
-    os.makedirs(os.path.join(root, DIRECTORY), exist_ok=True)
-    fd = os.open(os.path.join(root, DIRECTORY, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    fd = _locked(os.path.join(root, DIRECTORY))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(directory: str) -> int:
+    """A descriptor that holds the lock of a directory, which whoever held it before may have removed."""
+    path = os.path.join(directory, ".lock")
+    while True:
+        os.makedirs(directory, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    return fd
+            except FileNotFoundError:
+                pass
+            except OSError:
+                os.close(fd)
+                raise
+            os.close(fd)

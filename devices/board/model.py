@@ -19,10 +19,10 @@ from .confidence import probabilities
 from .errors import AgentError, ModelRejected
 from .images import read_image
 from .installed import Installed, choose_name, read_release
+from .places import DEFAULT_ROOT, ROOT_VARIABLE, default_root
 from .preprocess import InputTransform, preprocess
 from .quantization import dequantize
 from .release_form import PLAIN, Form
-from .release_program import DEFAULT_ROOT, ROOT_VARIABLE, default_root
 from .runners import RUNNERS, Runner
 from .runners.contract import Feed, make_feeds, names_of
 

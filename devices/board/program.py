@@ -1,4 +1,6 @@
-"""`edgeship-board`: the installed models on the board, `python -m board` there. The only module here that prints.
+"""`edgeship-board`: the installed models on the board, `python -m board` there, or `edgeship-board.pyz` of a release.
+
+With `release_program` and `start`, its halves that need no package, the only modules here that print.
 
 Exit codes: 0 done; 2 bad usage or bad input; 3 the release, the runtime or the board failed.
 """

@@ -1,7 +1,7 @@
 """The commands of `edgeship-board` that concern releases: install, status, rollback, recover, whom to trust.
 
-They are for a bundle that comes by hand, without a host. They need no package, so that they can bring the first ones.
-Exit codes are those of `program`.
+They are for a bundle that comes by hand, without a host. They need no package, so that they can bring the first ones:
+this is the half of `program` that is there before numpy is, and its exit codes are the same.
 """
 
 from __future__ import annotations
@@ -15,21 +15,15 @@ import socket
 import sys
 from typing import Any, Callable, Dict, Optional, Sequence
 
+from .places import default_root
 from .release_errors import BadBundle, BadSignature, Refusal
 from .release_install import Installer
 from .release_requests import release_handlers
 
 DONE, BAD_INPUT, FAILED = 0, 2, 3
 COMMANDS = ("install", "status", "rollback", "recover", "trust")
-ROOT_VARIABLE = "EDGESHIP_ROOT"
-DEFAULT_ROOT = "~/.local/share/edgeship"
 
 _PROGRAM = "edgeship-board"
-
-
-def default_root() -> str:
-    """Where releases lie unless told otherwise."""
-    return os.path.expanduser(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

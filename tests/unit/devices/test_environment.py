@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import sys
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -163,6 +164,24 @@ def test_a_program_in_a_release_finds_them(root: Path, tmp_path: Path, monkeypat
     assert packages in sys.path
     assert sys.path.index(packages) == 1
     environment.activate_beside(str(tmp_path / "elsewhere.pyz"))
+
+
+def test_a_lock_that_was_removed_meanwhile_holds_nobody(root: Path, tmp_path: Path) -> None:
+    place = root / environment.DIRECTORY
+    entered = threading.Event()
+
+    def wait_for_it() -> None:
+        with environment._held(str(root)):
+            entered.set()
+
+    with environment._held(str(root)):
+        waiting = threading.Thread(target=wait_for_it)
+        waiting.start()
+        assert not entered.wait(0.2)
+        (place / ".lock").unlink()
+    waiting.join(30)
+    assert entered.is_set()
+    assert (place / ".lock").exists(), "it holds the lock that others will find"
 
 
 def test_two_programs_at_once_make_one(root: Path, tmp_path: Path) -> None:
