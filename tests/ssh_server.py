@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ class SshServer:
         environment: Of the commands; may be changed at any time.
         commands: What was run.
         pids: Of the commands' processes.
+        connections: That were made.
+        keys: The host's and the client's.
+        acceptor: Of connections.
     """
 
     directory: Path
@@ -35,6 +39,8 @@ class SshServer:
     commands: list[str] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)
     connections: list[Any] = field(default_factory=list)
+    keys: tuple[Any, ...] = ()
+    acceptor: Any = None
 
     @property
     def home(self) -> Path:
@@ -66,6 +72,19 @@ class SshServer:
 
         self.loop.call_soon_threadsafe(abort)
 
+    def go_down(self) -> None:
+        """The board restarts: all its processes end at once, and nobody answers."""
+        self.acceptor.close()
+        for pid in self.living():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self.cut()
+
+    def come_back(self) -> None:
+        """The board answers again, with what lay in its memory gone, and so the lock."""
+        (self.directory / "edgeship.lock").unlink(missing_ok=True)
+        self.acceptor = asyncio.run_coroutine_threadsafe(_listen(self), self.loop).result(30)
+
     def living(self) -> list[int]:
         """The commands' processes that have not ended."""
         return [pid for pid in self.pids if _lives(pid)]
@@ -85,7 +104,7 @@ def serve(directory: Path) -> Iterator[SshServer]:
     client_key, host_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     client_key.write_private_key(directory / "client_key")
     (directory / "client_key").chmod(0o600)
-    server = SshServer(directory, asyncio.new_event_loop())
+    server = SshServer(directory, asyncio.new_event_loop(), keys=(host_key, client_key))
     server.environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(server.home),
@@ -94,20 +113,22 @@ def serve(directory: Path) -> Iterator[SshServer]:
     }
     thread = threading.Thread(target=server.loop.run_forever, name="ssh server", daemon=True)
     thread.start()
-    acceptor = asyncio.run_coroutine_threadsafe(_listen(server, host_key, client_key), server.loop).result(30)
-    server.port = acceptor.get_port()
+    server.acceptor = asyncio.run_coroutine_threadsafe(_listen(server), server.loop).result(30)
+    server.port = server.acceptor.get_port()
     public = host_key.export_public_key().decode().strip()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{server.port},[localhost]:{server.port} {public}\n")
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(_end(server, acceptor), server.loop).result(30)
+        asyncio.run_coroutine_threadsafe(_end(server), server.loop).result(30)
         server.loop.call_soon_threadsafe(server.loop.stop)
         thread.join(30)
         server.loop.close()
 
 
-async def _listen(server: SshServer, host_key: Any, client_key: Any) -> Any:
+async def _listen(server: SshServer) -> Any:
+    host_key, client_key = server.keys
+
     class Handler(asyncssh.SSHServer):
         def connection_made(self, conn: Any) -> None:
             server.connections.append(conn)
@@ -121,7 +142,7 @@ async def _listen(server: SshServer, host_key: Any, client_key: Any) -> Any:
     keys = asyncssh.import_authorized_keys(client_key.export_public_key().decode())
     return await asyncssh.listen(
         "127.0.0.1",
-        0,
+        server.port,
         server_factory=Handler,
         server_host_keys=[host_key],
         authorized_client_keys=keys,
@@ -163,10 +184,10 @@ async def _copy(source: Any, target: Any) -> None:
             target.close()
 
 
-async def _end(server: SshServer, acceptor: Any) -> None:
-    acceptor.close()
+async def _end(server: SshServer) -> None:
+    server.acceptor.close()
     for connection in server.connections:
         connection.abort()
-    await acceptor.wait_closed()
+    await server.acceptor.wait_closed()
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     await asyncio.wait(rest, timeout=10) if rest else None
