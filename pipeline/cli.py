@@ -913,8 +913,11 @@ def bench(
 
 def _end_of_bench(failed: Sequence[Any], unwritten: Exception | None) -> NoReturn:
     """Says which cases failed, and ends with the worst of their exit codes."""
+    from devices.errors import ERRORS, DeviceError
+
     for message in dict.fromkeys(error.message for error in failed):
-        _show_details(next(error.details for error in failed if error.message == message))
+        error = next(error for error in failed if error.message == message)
+        _show_details(error.details, at_once=ERRORS.get(error.kind, DeviceError).shows_details)
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
     if unwritten is not None:
         raise unwritten
@@ -1641,9 +1644,10 @@ def _print_lines(lines: Sequence[str], values: Mapping[str, Any], *, as_json: bo
     click.echo(json.dumps(values, indent=2) if as_json else "\n".join(lines))
 
 
-def _show_details(details: str) -> None:
-    """Writes what only `--debug` shows: a traceback, the last words of a process."""
-    if details and (click.get_current_context().params.get("debug") or os.environ.get("EDGESHIP_DEBUG")):
+def _show_details(details: str, *, at_once: bool = False) -> None:
+    """Writes what only `--debug` shows: a traceback, the last words of a process; or what a user needs at once."""
+    asked = click.get_current_context().params.get("debug") or os.environ.get("EDGESHIP_DEBUG")
+    if details and (at_once or asked):
         click.echo(details, err=True)
 
 

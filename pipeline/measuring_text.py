@@ -153,7 +153,8 @@ def profile_lines(profiles: Mapping[str, Mapping[str, Any]], *, most: int = 12) 
             lines += wrapped(f"time per layer: {found['reason']}", "  ")
             continue
         if found.get("inference_ms") is not None:
-            lines.append(f"  {total:.4f} ms in {len(timed)} kernels, of {found['inference_ms']:.4f} ms an inference")
+            whole = f"{found['inference_ms']:.4f} ms an inference"
+            lines.append(f"  {total:.4f} ms in {counted(len(timed), 'kernel')}, of {whole} (medians, profiler on)")
         for layer in sorted(timed, key=lambda layer: -(layer["ms"] or 0))[:most]:
             share = (layer["ms"] or 0) / total
             lines.append(f"  {layer['ms']:9.4f} ms {share:6.1%}  {layer['operation'][:24]:24}  {layer['name']}"[:WIDTH])

@@ -74,7 +74,8 @@ def client_pid(board: DeviceProfile) -> int:
 def write_model(path: Path, behaviour: str = "ok") -> Path:
     weights = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
     with path.open("wb") as stream:
-        np.savez(stream, weights=weights, bias=np.zeros(3, np.float32), behaviour=behaviour)
+        bias = np.zeros(3, np.float32)
+        np.savez(stream, weights=weights, bias=bias, behaviour=behaviour, shape=np.array([2, 2, 3]), kind="float32")
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ class SshServer:
         environment: Of the commands; may be changed at any time.
         commands: What was run.
         pids: Of the commands' processes.
+        connections: That were made.
+        keys: The host's and the client's.
+        acceptor: Of connections.
     """
 
     directory: Path
@@ -35,8 +39,8 @@ class SshServer:
     commands: list[str] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)
     connections: list[Any] = field(default_factory=list)
+    keys: tuple[Any, ...] = ()
     acceptor: Any = None
-    listen: Callable[[], Any] = lambda: None
 
     @property
     def home(self) -> Path:
@@ -75,8 +79,21 @@ class SshServer:
         asyncio.run_coroutine_threadsafe(self.acceptor.wait_closed(), self.loop).result(30)
 
     def switch_on(self) -> None:
-        """Listens on the same port again."""
-        self.acceptor = asyncio.run_coroutine_threadsafe(self.listen(), self.loop).result(30)
+        """Listens, on the same port as before."""
+        self.acceptor = asyncio.run_coroutine_threadsafe(_listen(self), self.loop).result(30)
+
+    def go_down(self) -> None:
+        """The board restarts: all its processes end at once, and nobody answers."""
+        self.acceptor.close()
+        for pid in self.living():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self.cut()
+
+    def come_back(self) -> None:
+        """The board answers again, with what lay in its memory gone, and so the lock."""
+        (self.directory / "edgeship.lock").unlink(missing_ok=True)
+        self.switch_on()
 
     def living(self) -> list[int]:
         """The commands' processes that have not ended."""
@@ -97,7 +114,7 @@ def serve(directory: Path) -> Iterator[SshServer]:
     client_key, host_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     client_key.write_private_key(directory / "client_key")
     (directory / "client_key").chmod(0o600)
-    server = SshServer(directory, asyncio.new_event_loop())
+    server = SshServer(directory, asyncio.new_event_loop(), keys=(host_key, client_key))
     server.environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(server.home),
@@ -106,7 +123,6 @@ def serve(directory: Path) -> Iterator[SshServer]:
     }
     thread = threading.Thread(target=server.loop.run_forever, name="ssh server", daemon=True)
     thread.start()
-    server.listen = lambda: _listen(server, host_key, client_key)
     server.switch_on()
     server.port = server.acceptor.get_port()
     public = host_key.export_public_key().decode().strip()
@@ -120,7 +136,9 @@ def serve(directory: Path) -> Iterator[SshServer]:
         server.loop.close()
 
 
-async def _listen(server: SshServer, host_key: Any, client_key: Any) -> Any:
+async def _listen(server: SshServer) -> Any:
+    host_key, client_key = server.keys
+
     class Handler(asyncssh.SSHServer):
         def connection_made(self, conn: Any) -> None:
             server.connections.append(conn)

@@ -69,7 +69,9 @@ class SshAgent:
 def explain_crash(error: AgentCrashedError, link: SshLink, command: str) -> AgentCrashedError | ConnectionFailedError:
     """The same with the host, and with what the exit status of the client says of the agent (see `board.launch`)."""
     place, status = link.place, error.__cause__.returncode if isinstance(error.__cause__, PeerDiedError) else 1
-    details = f"command: {command} on {place}\nexit status: {status}\n{error.details}"
+    # The agent writes its answers to the one stream, and what anything else would write there to the other.
+    said = error.details.removeprefix("the end of standard error:\n").strip() or "(nothing)"
+    details = f"command: {command} on {place}\nexit status: {status}\nthe end of both streams:\n{said}"
     if status == link.lost_status:
         return ConnectionFailedError(
             f"the connection to {place} broke: {error.message}; was the board switched off or restarted?",

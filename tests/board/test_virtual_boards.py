@@ -124,23 +124,25 @@ class Compiling(NamedTuple):
     id: str
     form: Form
     runtime: str
+    precision: str
     level: str = "all"
 
 
 COMPILING = [
-    Compiling("xnnpack_cache", "xnnpack_cache", "litert"),
-    Compiling("ort-all", "ort", "onnxruntime"),
-    Compiling("ort-extended", "ort", "onnxruntime", "extended"),
-    Compiling("openvino_blob", "openvino_blob", "openvino"),
+    Compiling("xnnpack_cache-float32", "xnnpack_cache", "litert", "float32"),
+    Compiling("xnnpack_cache-int8", "xnnpack_cache", "litert", "int8"),
+    Compiling("ort-float32-all", "ort", "onnxruntime", "float32"),
+    Compiling("ort-int8-all", "ort", "onnxruntime", "int8"),
+    Compiling("ort-float32-extended", "ort", "onnxruntime", "float32", "extended"),
+    Compiling("openvino_blob-int8", "openvino_blob", "openvino", "int8"),
 ]
 
 
 @pytest.mark.parametrize("compiling", COMPILING, ids=lambda compiling: compiling.id)
-@pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_it_compiles_and_runs_what_it_compiled(
-    precision: str, compiling: Compiling, profiles: dict[str, DeviceProfile], network: Path, tmp_path: Path
+    compiling: Compiling, profiles: dict[str, DeviceProfile], network: Path, tmp_path: Path
 ) -> None:
-    board, file = profiles["virtual-arm64"], network / "mobilenet_v2" / compiling.runtime / precision
+    board, file = profiles["virtual-arm64"], network / "mobilenet_v2" / compiling.runtime / compiling.precision
     plain = Case(id="plain", runtime=compiling.runtime, path=str(file / FILES[compiling.runtime]))
     manifest = compile_on(board, plain, compiling.form, tmp_path, level=compiling.level)
     case = compiled_case(tmp_path / manifest.files[0].name, manifest, label="compiled")

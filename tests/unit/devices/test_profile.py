@@ -183,6 +183,39 @@ def test_a_shipped_board_promises_no_runtime_without_a_wheel(name: str) -> None:
     assert not too_old or "uv python install" in " ".join(profile.notes)
 
 
+_ARMV8_2 = ("asimd", "asimdhp", "asimddp")
+CORE_FEATURES = {
+    **dict.fromkeys(("Cortex-A53", "Cortex-A57", "Cortex-A72"), ("asimd",)),
+    **dict.fromkeys(("Cortex-A55", "Cortex-A76", "Cortex-A78AE"), _ARMV8_2),
+    "Intel(R) N100": ("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"),
+}
+"""By core, what a 64-bit system shows of it."""
+SYSTEMS = {
+    "Debian GNU/Linux 12 (bookworm)": ("3.11", "glibc 2.36"),
+    "Raspbian GNU/Linux 12 (bookworm)": ("3.11", "glibc 2.36"),
+    "Mendel GNU/Linux 5 (Eagle)": ("3.7", "glibc 2.28"),
+    "Ubuntu 18.04": ("3.6", "glibc 2.27"),
+    "Ubuntu 22.04": ("3.10", "glibc 2.35"),
+    None: (None, None),
+}
+"""By system, its Python and its C library."""
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_facts_of_a_shipped_board_agree_with_each_other(name: str) -> None:
+    profile = load_profile(name)
+    kinds = [CORE_FEATURES[cluster.core] for cluster in profile.clusters or ()]
+    expected = {"neon", "vfpv4"} if profile.architecture == "armv7l" else set.intersection(*map(set, kinds))
+    assert set(profile.cpu_features or ()) == expected
+    cpus = [cpu for cluster in profile.clusters or () for cpu in cluster.cpus]
+    assert sorted(cpus) == list(range(profile.cores or 0))
+    assert all(800 <= (cluster.max_mhz or 1000) <= 4000 for cluster in profile.clusters or ())
+    assert profile.memory_mb is None or profile.memory_mb % 512 == 0
+    assert (profile.python_version, profile.libc) == SYSTEMS[profile.os]
+    arm = any(cluster.core.startswith("Cortex") for cluster in profile.clusters or ())
+    assert (profile.architecture in {"aarch64", "armv7l"}) == arm
+
+
 def test_sources_of_replaced_facts_are_gone(tmp_path: Path) -> None:
     base = FULL + "memory_mb: 512\ncores: 4\nsources: {memory_mb: a data sheet, cores: [one, two]}\n"
     write(tmp_path / "base.yaml", base)
