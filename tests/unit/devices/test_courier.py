@@ -156,6 +156,14 @@ def test_what_nobody_used_for_long_is_removed(root: Path) -> None:
     assert [*root.glob("incoming/*")] == []
 
 
+def test_a_service_may_run_what_lies_there_and_read_nothing_else(root: Path) -> None:
+    for name in ("agents", "envs"):
+        (root / name).mkdir(parents=True, mode=0o700)  # as earlier versions left them
+    Courier(str(root))
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in root.iterdir() if path.is_dir()}
+    assert modes == {"agents": 0o755, "envs": 0o755, "files": 0o700, "incoming": 0o700, "run": 0o700}
+
+
 def make_wheel(path: Path, files: dict[str, str], *, executable: str = "") -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in files.items():
