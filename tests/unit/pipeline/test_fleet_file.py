@@ -41,7 +41,7 @@ def load(directory: Path, text: str) -> Fleet:
 
 def test_how_each_board_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
-    monkeypatch.setenv("EDGESHIP_HOST_RASPBERRY_PI_4", "somewhere-else")
+    monkeypatch.setenv("EDGESHIP_HOST_RASPBERRY_PI_4", "root@elsewhere:99")
     fleet = load(tmp_path, FLEET)
     assert fleet.name == "shops"
     found = {}
