@@ -232,5 +232,5 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise FleetError(
             f"{path} can't be used: {error.strerror or error}. Free some space or mend permissions, and say the same "
-            "again; boards that are under way finish by themselves, and the next run asks them."
+            "again: it asks the boards that were under way."
         ) from error

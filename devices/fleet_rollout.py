@@ -107,7 +107,7 @@ class Rollout:
         """Does it. An interrupt leaves boards that are under way to themselves; the next run asks them.
 
         Raises:
-            FleetError: The journal can't be written. Boards that are under way finish by themselves.
+            FleetError: The journal can't be written. The next run asks the boards that are under way.
         """
         try:
             end = self._run()
@@ -121,7 +121,8 @@ class Rollout:
 
     def _run(self) -> End:
         waiting = deque(row for row in self.rows.values() if row.state == "waiting")
-        num_canaries, first = self._plan.canary.of(len(self.rows)), True
+        num_canaries, num_batch, first = self._plan.canary.of(len(self.rows)), self._plan.batch.of(len(self.rows)), True
+        growth = 1
         while waiting or self._aside():
             if self._is_too_much(0):
                 return "stopped"
@@ -129,11 +130,13 @@ class Rollout:
             if not waiting:
                 name, size, due = "retry", 0, self._wait_for_aside()
             elif num_missing > 0:
-                name, size, due = "canary", num_missing, []
+                # Of a fleet that is off for the most part, canaries would else be looked for one by one.
+                name, size, due = "canary", max(num_missing, min(growth * num_missing, num_batch)), []
+                growth *= 2
             else:
                 self._wait(0.0 if first else self._plan.pause_s)
                 # The last try is kept for the end: boards that are off have the most time to come back then.
-                name, size, due = "batch", self._plan.batch.of(len(self.rows)), self._ready(self._aside(spare=1))
+                name, size, due = "batch", num_batch, self._ready(self._aside(spare=1))
             if self._pause.is_set():
                 return "paused"
             first = False

@@ -29,6 +29,7 @@ from devices.fleet import Fleet, FleetBoard
 from devices.profile import DeviceProfile, did_you_mean, load_profile
 from devices.release import check_reachable
 from devices.transport_config import SshTransport
+from devices.transports.ssh_client import describe
 from pipeline.errors import InputError
 from pipeline.stages.base import FrozenConfig
 from pipeline.yaml_source import KeyPath, YamlSource, read_yaml, shown
@@ -137,7 +138,8 @@ def load_fleet(path: Path, root: Path) -> Fleet:
             where = source.place_of(("groups", group_name, "boards", index))
             board = _board(source, path, (group_name, index), profile, group, entry, root)
             _require_new(names, entry.name, where, f"the name '{entry.name}'")
-            _require_new(places, board.place, where, f"the place of '{entry.name}' (the same host, port and root)")
+            place = _place(board)
+            _require_new(places, place, where, f"the place of '{entry.name}' ({place})")
             boards.append(board)
     return Fleet(parsed.name, tuple(boards))
 
@@ -205,6 +207,12 @@ def _board(
 def _beside(path: Path, name: str) -> str:
     """A file of this machine, as the fleet's file names it."""
     return str((path.parent / Path(name).expanduser()).absolute())
+
+
+def _place(board: FleetBoard) -> str:
+    """Where no other board of a fleet may be; one host has one connection."""
+    transport = board.profile.transport
+    return describe(transport) if isinstance(transport, SshTransport) else f"{transport.kind}, {board.root}"
 
 
 def _require_new(seen: dict[str, str], key: str, where: str, what: str) -> None:

@@ -230,7 +230,10 @@ class PlainFleet:
         """Writes the event's line, if it has one."""
         line = event_line(event)
         if line is not None:
-            self._write(line)
+            try:
+                self._write(line)
+            except BrokenPipeError:  # nobody reads any more, which is no reason to leave boards half way
+                self._write = lambda _: None
 
     def __enter__(self) -> PlainFleet:
         return self
@@ -297,7 +300,7 @@ class LiveFleet:
             table.add_row(f"  {name}", step)
         if len(at_work) > _NUM_SHOWN:
             table.add_row(f"  and {len(at_work) - _NUM_SHOWN} more", "")
-        head = f"{self._wave}, {duration(time.monotonic() - self._began)}"
+        head = f"{self._wave}; {duration(time.monotonic() - self._began)} so far"
         return Group(Text(head), ProgressBar(total=max(total, 1), completed=done, width=48), table)
 
 

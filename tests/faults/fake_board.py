@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib
 import json
 import os
 import signal
@@ -140,6 +141,8 @@ def emit_line(values: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    for name in ("numpy.ma", "numpy.random", "encodings.cp437"):  # what each child would import anew
+        importlib.import_module(name)
     gc.freeze()  # a child that collects would copy every page
     while line := sys.stdin.buffer.readline():
         pid = os.fork()

@@ -31,8 +31,9 @@ pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no s
 NUM_BOARDS, NUM_FAILING = 1000, 100
 NUM_KILLED = 80
 """Boards of the fleet whose host is killed."""
+NUM_CORES = os.cpu_count() or 1
 MAX_SECONDS = 120
-"""The issue's."""
+"""Two minutes, on a machine that does nothing else; where others use it, as much longer as they do."""
 MAX_GROWTH_KIB = 48 * 1024
 
 REFUSED = {
@@ -108,13 +109,15 @@ def test_a_thousand_boards_of_which_a_tenth_fails(tmp_path: Path, fault: Fault, 
     assert len(fleet.faults) == NUM_FAILING
     assert {each["kind"] for each in fleet.faults.values()} == {"killed", *KINDS}
     assert {each["step"] for each in fleet.faults.values() if each["kind"] == "killed"} == set(STEPS)
+    load = os.getloadavg()[0]
     told = fleet.deploy()
     report = told["report"]
     memory = f"{told['before_kib'] / 1024:.0f} MiB before, {told['peak_kib'] / 1024:.0f} MiB at its peak"
-    text = f"{NUM_BOARDS} boards in {told['seconds']:.1f} s: {report['text']}"
-    note(f"{text} Memory of the deploying process: {memory}.")
+    busy = f"processor time {told['cpu_seconds']:.1f} s; {NUM_CORES} cores, load before {load:.1f}"
+    note(f"{NUM_BOARDS} boards in {told['seconds']:.1f} s ({busy}): {report['text']} Deploying process: {memory}.")
     assert report["state"] == "done"
-    assert told["seconds"] < MAX_SECONDS
+    assert told["cpu_seconds"] < MAX_SECONDS
+    assert told["seconds"] < MAX_SECONDS * max(1.0, load / NUM_CORES)
     assert told["peak_kib"] - told["before_kib"] < MAX_GROWTH_KIB
     rows = {row["board"]: row for row in report["boards"]}
     assert len(rows) == NUM_BOARDS
@@ -140,10 +143,12 @@ def check_broken(fleet: FakeFleet, row: dict[str, Any], broken: dict[str, Any]) 
     elif kind in ("killed", "connection cut", "power cut") and (broken["times"] == 1 and not broken.get("gone")):
         assert row["outcome"] == "updated", (row, broken)
         assert row["tries"] == 2
-    elif broken.get("gone"):
-        assert row["outcome"] in ("failed", "updated"), (row, broken)
+    elif kind in ("disk full", "read-only"):
+        assert row["outcome"] in ("refused", "updated"), (row, broken)  # updated: it failed after the switch
+        assert row["step"] or row["outcome"] == "updated"
     else:
-        assert row["outcome"] in ("failed", "refused", "updated"), (row, broken)
+        assert row["outcome"] in ("failed", "updated"), (row, broken)
+        assert not broken.get("gone") or row["reason"].endswith("it was not reached since"), (row, broken)
     if kind == "wrong key":
         trust(fleet.directory / "boards" / row["board"], signers=signer_line(fleet.key))
     fleet.board(row["board"]).check_next()

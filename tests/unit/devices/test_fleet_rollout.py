@@ -147,6 +147,15 @@ def test_boards_that_are_off_are_no_failures_and_are_tried_again(tmp_path: Path)
     assert done.waves()[:2] == [("canary", 1), ("canary", 1)], "another board is a canary instead"
 
 
+def test_canaries_of_a_fleet_that_is_off_are_not_looked_for_one_by_one(tmp_path: Path) -> None:
+    act = Script({f"b{index}": [OFF] for index in range(100)})
+    plan = replace(QUICK, attempts=1, canary=Share(2, percent=False))
+    done = deploy(tmp_path, make_boards(110), act, plan)
+    assert [size for name, size in done.waves() if name == "canary"] == [2, 4, 8, *[11] * 8]
+    assert done.end == "done"
+    assert Counter(done.states.values()) == {"off": 100, "updated": 10}
+
+
 def test_the_last_try_of_a_board_that_is_off_comes_after_all_others(tmp_path: Path) -> None:
     act = Script({"b0": [OFF]})
     deploy(tmp_path, make_boards(10), act, replace(QUICK, attempts=2))

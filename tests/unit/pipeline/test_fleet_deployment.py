@@ -247,6 +247,13 @@ def test_lines_for_a_pipe(place: Place) -> None:
     assert "b0: updated in " in text
 
 
+def test_nobody_reads_the_lines(place: Place) -> None:
+    def write(line: str) -> None:
+        raise BrokenPipeError
+
+    assert place.deploy(tell=fleet_text.PlainFleet(write).show)["text"] == "done."
+
+
 def test_a_live_table(place: Place) -> None:
     console = Console(width=100, force_terminal=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     live = fleet_text.LiveFleet(console)

@@ -41,7 +41,7 @@ def load(directory: Path, text: str) -> Fleet:
 
 def test_how_each_board_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
-    monkeypatch.setenv("EDGESHIP_HOST_RASPBERRY_PI_4", "somewhere-else")
+    monkeypatch.setenv("EDGESHIP_HOST_RASPBERRY_PI_4", "root@elsewhere:99")
     fleet = load(tmp_path, FLEET)
     assert fleet.name == "shops"
     found = {}
@@ -100,7 +100,8 @@ def with_line(old: str, new: str) -> str:
         (with_line("port: 22,", "port: 99999,"), "line 13: groups.tills.boards.3.port is 99999"),
         (with_line("connect_timeout_s: 5", "connect_timeout_s: -5"), "line 7: groups.tills.transport.connect_"),
         (with_line("- till-3", "- till-1"), "the name 'till-1' is taken already, by"),
-        (with_line("- till-3", "- till-9: pi@10.0.0.11"), "line 12: the place of 'till-9' (the same host, p"),
+        (with_line("- till-3", "- till-9: pi@10.0.0.11"), "line 12: the place of 'till-9' (pi@10.0.0.11) is taken"),
+        (with_line("root: ~/two", "root: boards/one"), "line 18: the place of 'two' (local, "),
         (with_line("10.0.0.11", "a b c"), "line 10: groups.tills.boards.0 is"),
         (with_line("- till-3", "- Till"), "line 12: groups.tills.boards.2.name is \"Till\""),
         (with_line("- till-3", "- {host: 10.0.0.1}"), "line 12: groups.tills.boards.2.name is missing"),
@@ -113,7 +114,7 @@ def with_line(old: str, new: str) -> str:
         (FLEET[: FLEET.index("      - {name: one")] + "      []\n", "groups.here.boards is []"),
         (FLEET[: FLEET.index("  tills:")] + "  {}\n", "groups is {}"),
     ],
-    ids=range(25),
+    ids=range(26),
 )  # fmt: skip
 def test_mistakes(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as found:
