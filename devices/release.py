@@ -19,6 +19,7 @@ from typing import Any
 from devices.board.bundle import read_bundle
 from devices.board.bundle_signature import ALLOWED_SIGNERS, SETTINGS, TRUST_DIRECTORY
 from devices.board.release_errors import FailedWatch, Refusal
+from devices.board.release_form import form_in_use
 from devices.errors import (
     BadInputError,
     BundleError,
@@ -163,7 +164,7 @@ def status(profile: DeviceProfile, root: Path) -> tuple[str, list[ReleaseStatus]
     names = [each.name for each in fields(ReleaseStatus) if not each.name.startswith("form")]
     rows = [{name: row[name] for name in names} for row in answer["releases"]]
     for row in rows:
-        row |= {"releases": tuple(row["releases"]), "history": tuple(row["history"]), **_form_in_use(row)}
+        row |= {"releases": tuple(row["releases"]), "history": tuple(row["history"]), **form_in_use(row)}
     return answer["root"], [ReleaseStatus(**row) for row in rows]
 
 
@@ -275,15 +276,6 @@ def ask_device(
         at = f" at the step '{answer['step']}'" if answer["step"] else ""
         raise kind(f"{profile.name} refuses{at}: {answer['refused']}.")
     return answer
-
-
-def _form_in_use(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the self-test of the release in use ran, the last time that it came into use."""
-    for entry in reversed(row["history"]):
-        measured = entry.get("measured")
-        if entry.get("digest") == row["current_digest"] and isinstance(measured, dict):
-            return {"form": measured.get("form"), "form_reason": measured.get("form_reason", "")}
-    return {}
 
 
 def _allow_unsigned_here(root: Path) -> None:

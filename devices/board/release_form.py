@@ -112,6 +112,22 @@ def note_failure(disk: Disk, directory: str, measured: Mapping[str, Any]) -> Non
         disk.sync_directory(directory)
 
 
+def form_in_use(row: Mapping[str, Any]) -> Dict[str, Any]:
+    """What the self-test of the release in use ran, the last time that it came into use.
+
+    Args:
+        row: Of `release_home.status`.
+
+    Returns:
+        `form`, None where the release has no compiled form, and `form_reason`.
+    """
+    for entry in reversed(row["history"]):
+        measured = entry.get("measured") if isinstance(entry, dict) else None
+        if isinstance(measured, dict) and entry.get("digest") == row["current_digest"]:
+            return {"form": measured.get("form"), "form_reason": measured.get("form_reason", "")}
+    return {"form": None, "form_reason": ""}
+
+
 def _noted(directory: str) -> str:
     try:
         return str(_read(os.path.join(directory, FORM_NOTE))["reason"])

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Optional, Sequence
 
 from .places import default_root
 from .release_errors import BadBundle, BadSignature, Refusal
+from .release_form import form_in_use
 from .release_install import Installer
 from .release_requests import release_handlers
 
@@ -95,7 +96,7 @@ def _status(given: argparse.Namespace) -> Dict[str, Any]:
     told: Dict[str, Any] = _ask("releases", given)
     rows = [
         f"{row['name']}: {row['current_digest'] or 'nothing'} in use, {row['previous_digest'] or 'none'} before it, "
-        f"{len(row['releases'])} kept"
+        f"{len(row['releases'])} kept{_form_words(form_in_use(row))}"
         for row in told["releases"]
     ]
     return {**told, "words": "\n".join(rows) or f"nothing is installed in {told['root']}"}
@@ -134,7 +135,7 @@ def _trust(given: argparse.Namespace) -> Dict[str, Any]:
 
 def _form_words(measured: Optional[Dict[str, Any]]) -> str:
     """Which form is run, of a release with a compiled one."""
-    if not measured or "form" not in measured:
+    if not measured or not measured.get("form"):
         return ""
     return f"; runs as {measured['form']}" + (f" ({measured['form_reason']})" if measured["form_reason"] else "")
 

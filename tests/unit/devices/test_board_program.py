@@ -134,7 +134,10 @@ def test_a_bundle_that_comes_by_hand(tmp_path: Path, program: Path) -> None:
     assert "already in use: net" in run(program, "install", str(bundles[0][0]), *where).stdout
     lasting = root / "net" / "current" / PROGRAM  # from here on the board's own
     run(lasting, "install", str(bundles[1][0]), *where)
-    assert f"net: {bundles[1][1]} in use, {bundles[0][1]} before it, 2 kept" in run(lasting, "status", *where).stdout
+    assert (
+        f"net: {bundles[1][1]} in use, {bundles[0][1]} before it, 2 kept; runs as fake"
+        in run(lasting, "status", *where).stdout
+    )
     assert f"net is back at release {bundles[0][1]}" in run(lasting, "rollback", "net", *where).stdout
     (row,) = json.loads(run(lasting, "status", *where, "--json").stdout)["releases"]
     assert row["current_digest"] == bundles[0][1]
