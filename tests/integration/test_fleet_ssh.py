@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 import pytest
 
 from devices.board.release_home import status
+from devices.fleet_boards import Deployment, Trust, ask_status
+from devices.transports import ssh_link
+from pipeline.fleet_file import load_fleet
 from tests import openssh_server, ssh_server
 from tests.bundles import make_bundle, opened
 from tests.conftest import clean_environment
+from tests.ssh_board import own_directories, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,18 +49,19 @@ def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Any
         yield [stack.enter_context(KINDS[request.param](tmp_path / f"s{number}")) for number in range(NUM_BOARDS)]
 
 
-def write_fleet(directory: Path, servers: list[Any]) -> Path:
+def write_fleet(directory: Path, servers: list[Any], boards: int = NUM_BOARDS) -> Path:
     (directory / "board.yaml").write_text(PROFILE.format(python=sys.executable))
     groups: dict[str, Any] = {
         "open": {"profile": "./board.yaml", "root": "~/releases", "boards": []},
         "strict": {"profile": "./board.yaml", "root": "~/releases", "boards": []},
     }
-    for number, server in enumerate(servers):
+    for number, server in enumerate(servers[:boards]):
         transport = server.transport()
         keys = ("host", "port", "user", "identity_file", "known_hosts")
         board = {"name": f"board-{number}", **{key: transport[key] for key in keys}}
         groups["strict" if number == NUM_BOARDS - 1 else "open"]["boards"].append(board)
     path = directory / "fleet.yaml"
+    groups = {name: group for name, group in groups.items() if group["boards"]}
     path.write_text(json.dumps({"schema_version": 1, "name": "eight", "groups": groups}))  # JSON is YAML
     return path
 
@@ -76,6 +82,32 @@ def edgeship(directory: Path, *arguments: str | Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def test_a_board_that_is_done_leaves_no_connection(tmp_path: Path) -> None:
+    with ssh_server.serve(tmp_path / "s") as server:
+        fleet = load_fleet(write_fleet(tmp_path, [server] * NUM_BOARDS, boards=1), tmp_path)
+        bundle = make_bundle(tmp_path / "net.edgeship")
+        steps: list[str] = []
+        act = Deployment(bundle, "net", opened(bundle).digest)
+        first = act(fleet.boards[0], ask=False, on_step=steps.append)
+        assert (first.state, first.step) == ("refused", "signature")
+        told = Trust(allow_unsigned=True)(fleet.boards[0])[1]
+        assert told is not None
+        assert act(fleet.boards[0], ask=True, on_step=steps.append).state == "updated"
+        assert act(fleet.boards[0], ask=False, on_step=steps.append).state == "already in use"
+        assert steps[:3] == ["send", "read", "signature"]
+        assert ask_status(fleet.boards[0]).releases == (
+            {"name": "net", "current": act.digest, "previous": None, "target": "fake", "precision": "float32"},
+        )
+        assert ssh_link._links == {}
+        assert own_directories() == []
+        assert not wait_for(lambda: not server.living())
+        assert not wait_for(lambda: not [each for each in threading.enumerate() if each.name.startswith("keep alive")])
+        server.switch_off()
+        verdict = act(fleet.boards[0], ask=False, on_step=steps.append)
+        assert (verdict.state, verdict.again) == ("off", True)
+        assert ask_status(fleet.boards[0]).releases is None
 
 
 def test_eight_at_once(servers: list[Any], tmp_path: Path) -> None:
