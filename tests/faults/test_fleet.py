@@ -34,7 +34,7 @@ NUM_KILLED = 80
 NUM_CORES = os.cpu_count() or 1
 MAX_SECONDS = 120
 """Two minutes, on a machine that does nothing else; where others use it, as much longer as they do."""
-MAX_GROWTH_KIB = 48 * 1024
+MAX_GROWTH_KIB = 16 * 1024
 
 REFUSED = {
     "tampered": "unpack",
