@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +14,16 @@ import pytest
 
 from devices import release
 from devices.errors import BundleError
+from devices.profile import DeviceProfile
+from devices.transport_config import SshTransport
 from devices.transports.ssh_link import close_links
 from tests.bundles import make_bundle, make_key, opened, signer_line
-from tests.openssh_server import OpensshServer, missing, openssh_servers
+from tests.openssh_server import SSHD, OpenSshServer, serve
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(missing()), reason=missing()),
+    pytest.mark.skipif(SSHD is None, reason="no OpenSSH server on this machine (Debian: openssh-server)"),
 ]
 
 NUM_BOARDS = 8
@@ -27,13 +31,27 @@ ROOT = Path("~/releases")
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[OpensshServer]]:
-    with openssh_servers(tmp_path_factory.mktemp("boards"), NUM_BOARDS) as running:
-        yield running
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[OpenSshServer]]:
+    directory = tmp_path_factory.mktemp("boards")
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(serve(directory / str(number))) for number in range(NUM_BOARDS)]
         close_links()
 
 
-def test_eight_boards_at_once(servers: list[OpensshServer], tmp_path: Path) -> None:
+def profile_of(server: OpenSshServer, number: int) -> DeviceProfile:
+    """With this machine's Python and the fake runtime."""
+    return DeviceProfile(
+        name=f"board-{number}",
+        description="A board of the test.",
+        python=sys.executable,
+        runtimes={"fake": ""},
+        preference=("fake",),
+        transport=SshTransport(**server.transport()),
+        latency_label="simulated",
+    )
+
+
+def test_eight_boards_at_once(servers: list[OpenSshServer], tmp_path: Path) -> None:
     """All but one trust the key; that one refuses, and keeps nothing of it."""
     key, stranger = make_key(tmp_path / "key"), make_key(tmp_path / "stranger")
     signers = {name: tmp_path / name for name in ("known", "unknown")}
@@ -44,7 +62,7 @@ def test_eight_boards_at_once(servers: list[OpensshServer], tmp_path: Path) -> N
     together = threading.Barrier(NUM_BOARDS)
 
     def work(number: int) -> list[str]:
-        profile = servers[number].profile(f"board-{number}")
+        profile = profile_of(servers[number], number)
         known = "unknown" if number == 3 else "known"
         assert release.set_trust(profile, ROOT, allowed_signers=signers[known])["signers"] == 1
         found = []
@@ -62,7 +80,7 @@ def test_eight_boards_at_once(servers: list[OpensshServer], tmp_path: Path) -> N
     with ThreadPoolExecutor(NUM_BOARDS) as pool:
         results = list(pool.map(work, range(NUM_BOARDS)))
     for number, (server, found) in enumerate(zip(servers, results, strict=True)):
-        _, rows = release.status(server.profile(f"board-{number}"), ROOT)
+        _, rows = release.status(profile_of(server, number), ROOT)
         home = server.home / "releases" / "net"
         if number == 3:
             assert all("unknown to the board" in message for message in found)
