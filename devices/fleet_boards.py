@@ -111,6 +111,8 @@ def came_to(row: ReleaseStatus | None, digest: str) -> Verdict | None:
     last = row.history[-1] if row.history else {}
     if (last.get("action"), last.get("result")) == ("rollback", "done") and row.previous_digest == digest:
         return Verdict("rolled back", reason=f"{last.get('who', 'somebody')} went back to the release before")
+    if (last.get("digest"), last.get("result")) == (digest, "rolled back"):
+        return Verdict("rolled back", step=str(last.get("step", "")), reason=str(last.get("reason", "")))
     return None
 
 

@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from devices.board import release_install, release_test
+from devices.board import release_check, requirement
 from devices.board.errors import AgentError, RuntimeMissing
 from devices.board.release_disk import Disk
 from devices.board.release_errors import FailedTest, Refusal, Unfit
+from devices.board.release_form import plain_form
 from devices.board.release_home import status
 from devices.board.release_install import Installer
 from devices.board.runners import RUNNERS
@@ -85,16 +86,12 @@ def run_self_test(directory: str, manifest: Mapping[str, Any]) -> dict[str, Any]
     """The board's self-test, in this process, which has what it needs loaded."""
     with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
         try:
-            return release_test.check_release(directory, manifest, f"{scratch}/outputs")
+            form = plain_form(directory, manifest)
+            return release_check.check_release(directory, manifest, f"{scratch}/outputs", form)
         except RuntimeMissing as error:
             raise Unfit(str(error)) from error
         except (AgentError, OSError, ValueError, LookupError) as error:
             raise FailedTest(f"the self-test failed: {error}") from error
-
-
-def service_does_not_come_up(directory: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a service is started after an installation, this is to be one that does not come up."""
-    raise FailedTest("the service did not come up")
 
 
 def prepare(fault: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -112,15 +109,13 @@ def prepare(fault: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) ->
     elif kind == "power cut":
         options["disk"] = PowerCutDisk(fault["after"])
     elif kind == "wrong architecture":
-        release_install.platform.machine = lambda: "riscv64"  # type: ignore[attr-defined]
+        requirement.platform.machine = lambda: "riscv64"  # type: ignore[attr-defined]
     elif kind == "runtime missing":
         RUNNERS["fake"] = no_runtime  # type: ignore[assignment]
     elif kind == "golden mismatch":
         RUNNERS["fake"] = OtherAnswers
     elif kind == "too slow":
-        RUNNERS["fake"], release_test.NUM_LATENCIES = Slow, 10
-    elif kind == "service":
-        options["self_test"] = service_does_not_come_up
+        RUNNERS["fake"], release_check.NUM_LATENCIES = Slow, 10
     return options
 
 

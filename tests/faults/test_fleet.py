@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from devices.board.release_install import STEPS
+from devices.board.release_service import forget_service, set_service
 from tests.bundles import make_bundle, make_key, opened, signer_line, trust
 from tests.faults.board import Board
 from tests.faults.fake_fleet import KINDS, ROOT, make_boards, name_of, plan_faults, write_fleet
@@ -43,9 +44,11 @@ REFUSED = {
     "runtime missing": "self-test",
     "golden mismatch": "self-test",
     "too slow": "budget",
-    "service": "self-test",
 }
 """What the board itself finds, and at which step."""
+SERVICE_STEPS = ("restart", "watch")
+WELL = {"check": ["true"], "restart": ["true"], "come_up_s": 30, "watch_s": 0.2}
+NOT_WELL = {"check": ["false"], "come_up_s": 0.3, "watch_s": 0.2}
 
 
 @dataclass
@@ -88,6 +91,9 @@ def make_fleet(directory: Path, num_boards: int, num_failing: int) -> FakeFleet:
     for name, fault in faults.items():
         if fault["kind"] == "wrong key":
             trust(directory / "boards" / name, signers=signer_line(other))
+        if fault["kind"] == "service" or fault.get("step") in SERVICE_STEPS:
+            service = NOT_WELL if fault["kind"] == "service" else WELL
+            set_service(str(directory / "boards" / name), None, service)
     return FakeFleet(directory, key, old, new, faults)
 
 
@@ -97,7 +103,7 @@ def check_row(fleet: FakeFleet, row: dict[str, Any]) -> str:
     outcome = row["outcome"]
     if outcome in ("updated", "already in use"):
         assert found == "new", row
-    elif outcome in ("refused", "off", "waiting"):
+    elif outcome in ("refused", "rolled back", "off", "waiting"):
         assert found == "old", row
     else:
         assert outcome == "failed", row
@@ -140,6 +146,10 @@ def check_broken(fleet: FakeFleet, row: dict[str, Any], broken: dict[str, Any]) 
     if kind in REFUSED:
         assert (row["outcome"], row["step"]) == ("refused", REFUSED[kind]), (row, broken)
         assert row["reason"]
+    elif kind == "service":
+        assert (row["outcome"], row["step"]) == ("rolled back", "watch"), row
+        assert "the service did not come up with the release" in row["reason"]
+        forget_service(str(fleet.directory / "boards" / row["board"]), None)
     elif kind in ("killed", "connection cut", "power cut") and (broken["times"] == 1 and not broken.get("gone")):
         assert row["outcome"] == "updated", (row, broken)
         assert row["tries"] == 2
