@@ -227,6 +227,12 @@ def test_a_pause_lets_boards_end_and_the_next_run_goes_on(tmp_path: Path) -> Non
     assert "canary" not in dict(second.waves()), "there was one"
 
 
+def test_a_pause_that_comes_when_nothing_is_left_changes_nothing(tmp_path: Path) -> None:
+    pause = threading.Event()
+    act = Script(then=lambda name: pause.set() if name == "b2" else None)
+    assert deploy(tmp_path, make_boards(3), act, replace(QUICK, parallel=1), pause=pause).end == "done"
+
+
 def test_a_pause_ends_the_wait_for_boards_that_are_off(tmp_path: Path) -> None:
     pause = threading.Event()
     threading.Timer(0.2, pause.set).start()
