@@ -218,6 +218,7 @@ def test_a_pause_lets_boards_end_and_the_next_run_goes_on(tmp_path: Path) -> Non
     act = Script(then=lambda name: pause.set() if name == "b4" else None)
     first = deploy(tmp_path, make_boards(12), act, pause=pause)
     assert first.end == "paused"
+    assert sum("pausing" in event for event in first.events) == 1
     assert {first.states[name] for name in act.names} == {"updated"}
     again = Script()
     second = deploy(tmp_path, make_boards(12), again)
