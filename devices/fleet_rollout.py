@@ -142,8 +142,6 @@ class Rollout:
             first = False
             wave = [*due, *(waiting.popleft() for _ in range(min(size, len(waiting))))]
             waiting.extendleft(reversed(self._wave(name, wave)))
-            if self._pause.is_set() and not self._is_too_much(0):
-                return "paused"
         return "stopped" if self._is_too_much(0) else "done"
 
     def _wave(self, name: str, rows: Sequence[Row]) -> list[Row]:

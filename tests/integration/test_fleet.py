@@ -110,13 +110,12 @@ def test_an_interrupt_ends_what_is_under_way_and_begins_nothing(place: Workplace
     first = [running.stderr.readline() for _ in range(3)]
     assert first[2].startswith("a0: updated"), first
     running.send_signal(signal.SIGINT)
-    output, rest = running.communicate(timeout=60)
+    output, _ = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "pausing: 1 board under way; a second Ctrl-C" in rest
     assert "paused, " in output
     assert "waiting; the same command goes on." in output
     updated = [name for name, digest in in_use(place).items() if digest]
-    assert 1 <= len(updated) <= 3
+    assert 1 <= len(updated) < NUM_BOARDS
     done = deploy(place, "--json")
     assert [row["tries"] for row in done.json()["boards"] if row["board"] in updated] == [0] * len(updated)
     assert None not in in_use(place).values()

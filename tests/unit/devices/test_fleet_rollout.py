@@ -218,6 +218,7 @@ def test_a_pause_lets_boards_end_and_the_next_run_goes_on(tmp_path: Path) -> Non
     act = Script(then=lambda name: pause.set() if name == "b4" else None)
     first = deploy(tmp_path, make_boards(12), act, pause=pause)
     assert first.end == "paused"
+    assert sum("pausing" in event for event in first.events) == 1
     assert {first.states[name] for name in act.names} == {"updated"}
     again = Script()
     second = deploy(tmp_path, make_boards(12), again)
@@ -225,6 +226,12 @@ def test_a_pause_lets_boards_end_and_the_next_run_goes_on(tmp_path: Path) -> Non
     assert not {*act.names} & {*again.names}
     assert len(act.names) + len(again.names) == 12
     assert "canary" not in dict(second.waves()), "there was one"
+
+
+def test_a_pause_that_comes_when_nothing_is_left_changes_nothing(tmp_path: Path) -> None:
+    pause = threading.Event()
+    act = Script(then=lambda name: pause.set() if name == "b2" else None)
+    assert deploy(tmp_path, make_boards(3), act, replace(QUICK, parallel=1), pause=pause).end == "done"
 
 
 def test_a_pause_ends_the_wait_for_boards_that_are_off(tmp_path: Path) -> None:

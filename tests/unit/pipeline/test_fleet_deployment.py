@@ -247,6 +247,11 @@ def test_lines_for_a_pipe(place: Place) -> None:
     assert "b0: updated in " in text
 
 
+def test_the_line_of_a_pause() -> None:
+    line = fleet_text.event_line({"pausing": 2})
+    assert line == "pausing: 2 boards under way; a second Ctrl-C leaves them to themselves"
+
+
 def test_nobody_reads_the_lines(place: Place) -> None:
     def write(line: str) -> None:
         raise BrokenPipeError
