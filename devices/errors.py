@@ -40,6 +40,7 @@ class DeviceError(Exception):
     Attributes:
         shows_details: Whether the details are what a user needs at once: the command, its exit status and the end of
             both streams, and never a traceback.
+        step: Of an installation, at which the device refused it; empty where it did not.
     """
 
     exit_code: ClassVar[int] = 3
@@ -49,6 +50,7 @@ class DeviceError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details
+        self.step = ""
 
 
 class ProfileError(DeviceError):

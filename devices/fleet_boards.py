@@ -127,7 +127,7 @@ def verdict_of(board: FleetBoard, error: DeviceError, step: str, *, switched: bo
     """
     reason = _short(board, error, step)
     if isinstance(error, _REFUSED):
-        return Verdict("rolled back" if switched else "refused", step or SEND, reason)
+        return Verdict("rolled back" if switched else "refused", error.step or step or SEND, reason)
     if isinstance(error, _CLOSED):
         return Verdict("failed", SEND, reason)
     if isinstance(error, DeviceBusyError) or (isinstance(error, ConnectionFailedError) and not step):

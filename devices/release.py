@@ -271,10 +271,11 @@ def ask_device(
         answer: dict[str, Any] = agent.request(method, params, timeout_s=_TIMEOUT_S, on_event=on_event)
     if "refused" in answer:
         kind = _ERRORS.get(answer["kind"], ReleaseRefusedError)
-        if answer["kind"] == FailedWatch.kind:
-            raise kind(f"{profile.name}: after the switch, at the step '{answer['step']}': {answer['refused']}.")
         at = f" at the step '{answer['step']}'" if answer["step"] else ""
-        raise kind(f"{profile.name} refuses{at}: {answer['refused']}.")
+        verb = f": after the switch,{at}" if answer["kind"] == FailedWatch.kind else f" refuses{at}"
+        error = kind(f"{profile.name}{verb}: {answer['refused']}.")
+        error.step = answer["step"]
+        raise error
     return answer
 
 

@@ -177,7 +177,9 @@ class FakeBoards:
         if found is None:
             raise AgentCrashedError(f"the agent of device '{board.name}' was ended by SIGKILL")
         if "refused" in found:
-            raise release._ERRORS.get(found["kind"], ReleaseRefusedError)(found["refused"])
+            error = release._ERRORS.get(found["kind"], ReleaseRefusedError)(found["refused"])
+            error.step = found["step"]
+            raise error
         return Verdict("updated" if found["changed"] or ask else "already in use")
 
 
