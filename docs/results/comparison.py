@@ -62,7 +62,10 @@ LEFT_OUT = (
     *(f"devices.transport{name}" for name in ("_config", "s.adb", "s.client", "s.fake", "s.ssh", "s.virtual")),
     *(f"devices.board.{name}" for name in ("bootstrap", "companions", "compiling", "end_to_end", "errors")),
     *(f"devices.board.{name}" for name in ("interpreter", "launch", "litert", "mlperf", "prediction", "preprocess")),
-    *(f"devices.board.{name}" for name in ("profiling", "quantization")),
+    *(f"devices.board.{name}" for name in ("profiling", "quantization", "release", "bundle", "serving", "program")),
+    *(f"devices.board.{name}" for name in ("environment", "images", "installed", "model", "places", "requirement")),
+    *(f"devices.board.{name}" for name in ("confidence", "start", "storage", "wheels")),
+    "devices.board_program",
     *(f"devices.board.runners.{name}" for name in ("fake", "litert", "openvino")),
 )
 """Beginnings of names of modules that a trial imports, and that its verdict does not come from."""
