@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from devices.board.storage import PROGRAM
-from devices.transports.ssh_agent import _MAIN
-from tests.conftest import ROOT
+from devices.board_program import agent_archive
 
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from board.launch import *; write_program(*sys.argv[2:])"
 
@@ -17,8 +17,8 @@ _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from board.launch import *
 def put_program(root: Path) -> Path:
     """Puts it into a courier's directory, which is made; returns the file that runs it."""
     agent, packages = root / "agents" / "a1", root / "envs" / "e1" / "site-packages"
-    shutil.copytree(ROOT / "devices" / "board", agent / "board", ignore=shutil.ignore_patterns("__pycache__"))
-    (agent / "__main__.py").write_text(_MAIN)
+    with zipfile.ZipFile(io.BytesIO(agent_archive())) as archive:
+        archive.extractall(agent)
     packages.mkdir(parents=True)
     for _ in range(2):  # an agent's start finds it there already
         subprocess.run([sys.executable, "-c", _CODE, str(agent), str(root), str(packages)], check=True)
