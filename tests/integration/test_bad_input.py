@@ -162,6 +162,7 @@ def small_disk(directory: Path, size: str) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "words"),
     [
@@ -185,6 +186,7 @@ def test_a_full_disk(workplace: Any, size: str, words: str) -> None:
         assert workplace.edgeship(*arguments).code == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_never_syncs(workplace: Any) -> None:
     outcome = workplace.python(FULL_DISK, "run", "tiny.yaml")
 
@@ -229,6 +231,7 @@ def test_a_corrupt_artifact(finished: Any) -> None:
     assert [stage["name"] for stage in outcome.json()["stages"] if not stage["cached"]] == ["train"]
 
 
+@pytest.mark.slow
 def test_a_gate_that_fails_names_artifact_value_and_limit(finished: Any) -> None:
     with np.load(finished.directory / "tiny.npz") as arrays:
         images = np.random.default_rng(1).integers(0, 256, arrays["images"].shape).astype(np.uint8)
@@ -262,6 +265,7 @@ def test_a_device_that_dies(finished: Any) -> None:
     assert "SIGSEGV" in (finished.runs / "tiny" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_that_crashes(without_stages: Any) -> None:
     place = without_stages("export", "verify", "benchmark", "select")
     hooks = place.directory / "hooks"

@@ -166,6 +166,7 @@ def test_a_corrupt_model_file(workplace: Any, name: str) -> None:
     assert workplace.artifacts() == []
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_the_data(finished: Any) -> None:
     write_fake_model(finished.directory / "model.fake", "ok")
     arguments = ("eval", "model.fake", "--device", "fake", "--data")

@@ -137,6 +137,7 @@ def test_every_method_helps(overconfident: Path, tmp_path: Path, method: Method)
     assert (scaling.confidence_map is not None) == (method == "isotonic")
 
 
+@pytest.mark.slow
 def test_a_map_of_the_confidence_travels_with_the_model(workplace: Workplace) -> None:
     isotonic = ("--set", "calibrate.method=isotonic")
     outcome = workplace.edgeship("run", "tiny.yaml", *isotonic, "--json")

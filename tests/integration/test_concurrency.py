@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def ended(process: Any) -> dict[str, Any]:
     stdout, stderr = process.communicate(timeout=110)
@@ -33,6 +35,7 @@ def test_two_runs_of_one_recipe_share_the_work(workplace: Any) -> None:
     assert all(link.is_symlink() and link.exists() for link in links)
 
 
+@pytest.mark.slow
 def test_a_run_and_a_cleaning_at_once_do_not_harm_each_other(workplace: Any) -> None:
     run = workplace.start(workplace.command("run", "tiny.yaml", "--json"))
     cleanings = 0

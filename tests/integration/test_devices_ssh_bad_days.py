@@ -175,6 +175,7 @@ def test_an_agent_that_is_killed(server: SshServer) -> None:
         assert "tester@127.0.0.1" in caught.value.message
 
 
+@pytest.mark.slow
 def test_an_agent_that_hangs_in_native_code_is_ended(server: SshServer) -> None:
     """A stopped process notices nothing, as one whose native call keeps the interpreter's lock."""
     with open_transport(profile(server)).start_agent() as agent:

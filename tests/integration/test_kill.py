@@ -215,6 +215,7 @@ def test_the_run_is_killed_while_its_child_is_at_work(
     assert {name.split("/")[0] for name in done} == set(STAGES[: STAGES.index(stage)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train", "export"])
 def test_the_child_is_killed(finished: Any, expected: dict[str, str], mark: str, stage: str) -> None:
     forget_from(finished, stage)
@@ -293,6 +294,7 @@ def test_the_run_is_killed_while_an_agent_is_at_work(
     assert_recovers(finished, expected)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_run_with_a_message(finished: Any, expected: dict[str, str], mark: str) -> None:
     forget_from(finished, "train")
     process = start_slow(finished, "train", mark)

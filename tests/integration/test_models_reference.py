@@ -109,11 +109,11 @@ CASES = [
     ReferenceCase("mobilenet_v3_small", (224, 224)),
     ReferenceCase("mobilenet_v3_small", (97, 75), 0.75),
     ReferenceCase("mobilenet_v3_large", (224, 224)),
-    ReferenceCase("mobilenet_v3_large", (97, 75), 0.75),
-    ReferenceCase("mobilenet_v3_large", (64, 64), 1.25),
+    ReferenceCase("mobilenet_v3_large", (97, 75), 0.75, slow=True),
+    ReferenceCase("mobilenet_v3_large", (64, 64), 1.25, slow=True),
     ReferenceCase("mobilenet_v3_small_minimalistic", (97, 75)),
-    ReferenceCase("mobilenet_v3_large_minimalistic", (97, 75)),
-    ReferenceCase("efficientnet_b0", (224, 224)),
+    ReferenceCase("mobilenet_v3_large_minimalistic", (97, 75), slow=True),
+    ReferenceCase("efficientnet_b0", (224, 224), slow=True),
     ReferenceCase("efficientnet_b0", (97, 75)),
     ReferenceCase("efficientnet_b1", (64, 64), slow=True),
     ReferenceCase("efficientnet_b2", (64, 64), slow=True),
@@ -194,6 +194,7 @@ def test_efficientnet_lite0_equals_efficientnet_b0_with_lites_changes(resolution
     assert difference_of_range(logits_of(ours, pixels), logits_of(theirs, scaled)) <= TOLERANCE_OF_RANGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [("block_01_project", "block_02_project"), ("block_04_squeeze", "block_05_squeeze")])
 def test_a_swapped_layer_shows(pair: tuple[str, str]) -> None:
     """Two layers of the same shapes, exchanged: the comparison above is fine enough to tell."""

@@ -157,6 +157,7 @@ def test_layer_scales_start_at_1e_5() -> None:
     assert {layer.depthwise_initializer.value for layer in scales} == {1e-5}
 
 
+@pytest.mark.slow
 def test_folding_scales_changes_nothing(hybrid: Any) -> None:
     folded = fold_for_inference(hybrid)
     names = {layer.name for layer in folded.layers}
@@ -169,6 +170,7 @@ def test_folding_scales_changes_nothing(hybrid: Any) -> None:
     np.testing.assert_allclose(folded.predict_on_batch(images), expected, rtol=0, atol=1e-4 * np.ptp(expected))
 
 
+@pytest.mark.slow
 def test_it_loads_without_our_code(hybrid: Any, tmp_path: Path) -> None:
     import keras
 

@@ -341,6 +341,7 @@ def test_width_of_mobilenet_v3_leaves_the_stem() -> None:
     assert narrow.get_layer("head_conv").filters == 6 * 72
 
 
+@pytest.mark.slow
 def test_compound_coefficients_between_the_published_ones() -> None:
     """Width and depth multiply the variant's own: B0 at B2's coefficients is B2."""
     as_b2, b2 = small("efficientnet_b0", width=1.1, depth=1.2), small_default("efficientnet_b2")

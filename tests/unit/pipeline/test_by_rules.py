@@ -48,6 +48,7 @@ def test_options_of_the_rules() -> None:
     assert short.settings().max_time_s == 60.0
 
 
+@pytest.mark.slow
 def test_the_rules_and_accuracies_on_the_command_line(finished: Any) -> None:
     models = {
         path.parent.name.split("-")[-1]: str(path) for path in (finished.runs / "tiny").glob("*/export-*/model.fake")

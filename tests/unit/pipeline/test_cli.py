@@ -128,6 +128,7 @@ def test_run_prints_a_table_and_the_choice(finished: Any) -> None:
     assert "tiny/report.md" in outcome.stdout
 
 
+@pytest.mark.slow
 def test_report_prints_the_last_run_again(finished: Any) -> None:
     ran = finished.edgeship("run", "tiny.yaml", "--json")
 
@@ -135,6 +136,7 @@ def test_report_prints_the_last_run_again(finished: Any) -> None:
     assert "tiny on fake (simulated)" in finished.edgeship("report", "tiny.yaml").stdout
 
 
+@pytest.mark.slow
 def test_a_matrix_runs_one_recipe_after_another(finished: Any) -> None:
     text = finished.recipe.read_text() + "matrix: {benchmark.min_count: [200, 20]}\n"
     (finished.directory / "matrix.yaml").write_text(text)

@@ -77,6 +77,7 @@ def test_train_ends_with_the_accuracy_and_the_calibration(workplace: Any) -> Non
     assert not (workplace.runs / "tiny" / "history.csv").exists()  # the fake network has no epochs
 
 
+@pytest.mark.slow
 def test_a_cached_training_says_so_and_loads_no_runtime(finished: Any) -> None:
     outcome = finished.python("import subprocess\nsubprocess.Popen = None\n" + LOADED, "train", "tiny.yaml", "--json")
 
@@ -99,6 +100,7 @@ def test_what_a_stage_made_before_is_found(finished: Any) -> None:
     assert find_artifact(FakeTrainStage(ridge=3.0), store, {"data": data}) is None
 
 
+@pytest.mark.slow
 def test_a_matrix_trains_one_after_another(workplace: Any) -> None:
     text = workplace.recipe.read_text() + "matrix: {calibrate.method: [temperature, none]}\n"
     (workplace.directory / "matrix.yaml").write_text(text)
@@ -108,6 +110,7 @@ def test_a_matrix_trains_one_after_another(workplace: Any) -> None:
     assert [run["cached"] for run in outcome.json()["runs"]] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["temperature", "vector", "isotonic", "none"])
 def test_every_method_of_calibration_is_said(workplace: Any, method: str) -> None:
     outcome = workplace.edgeship("train", "tiny.yaml", "--set", f"calibrate.method={method}")

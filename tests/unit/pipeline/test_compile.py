@@ -174,6 +174,7 @@ def test_the_model_it_was_made_of_is_told_by_its_digest(model: Path, tmp_path: P
     assert plain_case(case, write_model(tmp_path / "other.fake", seed=1)) is None
 
 
+@pytest.mark.slow
 def test_bench_shows_and_records_what_a_start_gains(model: Path, tmp_path: Path) -> None:
     directory, _ = compile_beside(model, FAKE, None, form="fake", pairs=0, tell=tell)
     common = [
@@ -261,6 +262,7 @@ def test_usage(usage: Usage, workplace: Workplace, monkeypatch: pytest.MonkeyPat
     assert usage.expected in outcome.output
 
 
+@pytest.mark.slow
 def test_a_recipe_compiles_what_it_names_and_then_takes_it_from_the_store(
     finished: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +295,7 @@ def test_the_command_compiles_a_recipe(finished: Workplace, monkeypatch: pytest.
     assert "3 compiled files; report: runs/tiny/report.md" in outcome.stdout
 
 
+@pytest.mark.slow
 def test_a_device_that_changed_gets_another_file(finished: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     from devices.transports.fake import FakeAgent
     from pipeline.artifacts import ArtifactStore

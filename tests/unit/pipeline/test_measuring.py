@@ -231,6 +231,7 @@ def test_bench_and_results_on_the_command_line(workplace: Any) -> None:
     assert len((workplace.directory / "out.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_slowdown_is_found_and_fails(workplace: Any) -> None:
     write_model(workplace.directory / "m.fake")
     profile = Path(workplace.directory / "slow.yaml")
@@ -248,6 +249,7 @@ def test_a_slowdown_is_found_and_fails(workplace: Any) -> None:
     assert workplace.edgeship("results", "compare", "--json").json()["comparisons"][0]["ratio"] == pytest.approx(2, 0.1)
 
 
+@pytest.mark.slow
 def test_a_first_measurement_has_nothing_to_be_compared_with(workplace: Any) -> None:
     write_model(workplace.directory / "m.fake")
     for command in (("init", "-q"), ("-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a", "--allow-empty")):
@@ -274,6 +276,7 @@ def test_results_that_are_not_there_or_damaged(workplace: Any) -> None:
     assert "1 line of runs/results.jsonl is damaged and left out: 2" in listed.stderr
 
 
+@pytest.mark.slow
 def test_a_run_adds_what_it_measured_and_a_cached_one_nothing(finished: Any) -> None:
     before = read_results(finished.runs / "results.jsonl").records
     assert [each.case.id for each in before] == ["tiny/fake/float32", "tiny/fake/float16", "tiny/fake/int8"]
@@ -290,6 +293,7 @@ def test_a_share_that_can_not_be_told_breaks_its_gate(finished: Any) -> None:
     assert {row["delegated_share"] for row in outcome.json()["benchmarks"]} == {None}
 
 
+@pytest.mark.slow
 def test_minutes_and_sweeps_on_the_command_line(workplace: Any) -> None:
     write_model(workplace.directory / "m.fake")
     worked = workplace.edgeship("bench", "m.fake", "--sustained", "65s", "--device", "fake", "--json").json()

@@ -162,6 +162,7 @@ class Interfere:
         return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [StageError("refused"), StageCrashError("died")], ids=["fails", "crashes"])
 def test_an_export_that_fails_loses_only_itself(
     run: Any, without_stages: Any, monkeypatch: pytest.MonkeyPatch, error: StageError

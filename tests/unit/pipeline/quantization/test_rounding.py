@@ -62,6 +62,7 @@ def test_moments_say_what_a_layer_of_other_weights_gives(name: str) -> None:
     assert nearest_error == pytest.approx(np.square(expected[name] - found[name]).mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_learned_rounding_beats_the_nearest_and_rounds_to_itself(bits: int) -> None:
     network, inputs = network_of_all_kinds(), images(24, size=16)[:, :15, :15]

@@ -265,6 +265,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar100", "fashion_mnist"])
 def test_without_a_network_the_error_says_what_to_copy(name: str, tmp_path: Path) -> None:
     done = subprocess.run(

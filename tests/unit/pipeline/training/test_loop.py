@@ -395,6 +395,7 @@ class TooLargeError(RuntimeError):
     """As an accelerator says it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "said"), [(5, "A batch of 4 fits: set train.batch_size to 4"), (1, "Not even a")])
 def test_the_batch_that_fits_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: int, said: str) -> None:
     tried: list[int] = []
