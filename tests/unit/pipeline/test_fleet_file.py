@@ -115,7 +115,7 @@ def with_line(old: str, new: str) -> str:
         (FLEET[: FLEET.index("      - {name: one")] + "      []\n", "groups.here.boards is []"),
         (FLEET[: FLEET.index("  tills:")] + "  {}\n", "groups is {}"),
     ],
-    ids=range(26),
+    ids=range(27),
 )  # fmt: skip
 def test_mistakes(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as found:
