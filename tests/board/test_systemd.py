@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from devices.board.release_disk import Disk
+from devices.board.release_home import hold_home, status
 from tests.certificates import make_certificates
 from tests.conftest import ROOT
 from tests.hammer import Hammer
@@ -297,6 +299,32 @@ REFUSED = {"EPERM", "EACCES", "EROFS", "EAFNOSUPPORT"}
 
 PROBED = "/tmp/of-the-probe"  # noqa: S108 (of the machine)
 LISTENER_PORT = 8200
+
+
+def test_what_was_not_proven_is_taken_back_at_boot(board: Board) -> None:
+    """The power was cut while a watcher was at work: the unit that runs before the server goes back."""
+    first = put_fake(board.root, board.directory, seed=1)
+    second = put_fake(board.root, board.directory, seed=2)
+    task = {"action": "install", "digest": second, "from": first, "who": "tester", "switching": True, "watched": True}
+    with hold_home(str(board.root), NAME, Disk()) as home:
+        home.begin(task)
+    unit = "edgeship-recover.service"
+    told = ("--root", str(board.root), "--output", f"/etc/systemd/system/{unit}")
+    board.python("-m", "devices.board", "unit", "--recover", *told)
+    board.write_unit()
+    done = board.machine.run("systemctl", "start", UNIT, unit, check=False)
+    assert done.returncode == 0, done.stderr + board.machine.journal(unit) + board.log()
+    assert board.properties("ActiveState", "StatusText", "NRestarts") == {
+        "ActiveState": "active",
+        "StatusText": f"serves {NAME} ({first})",
+        "NRestarts": "0",
+    }
+    (row,) = status(str(board.root))
+    assert (row["current_digest"], row["running"]) == (first, None)
+    assert (row["history"][-1]["result"], row["history"][-1]["step"]) == ("rolled back", "watch")
+    assert f"{NAME}: rolled back: the watch of the service was interrupted" in board.machine.journal(unit)
+
+
 LISTENER = """
 import socket, sys
 server = socket.create_server(("0.0.0.0", int(sys.argv[1])))
