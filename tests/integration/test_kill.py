@@ -118,7 +118,7 @@ def processes_with(mark: str) -> dict[int, str]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
