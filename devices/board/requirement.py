@@ -218,8 +218,9 @@ def _holds(version: Version, operator: str, text: str) -> bool:
     if operator == ">=":
         return version >= wanted
     if operator == "<":
-        same = version.release == wanted.release and version.is_early and not wanted.is_early
-        return version < wanted and not same
+        # What comes before the wanted version itself, a1 or dev1 of it, is not allowed by it.
+        of_it = version.release == wanted.release and (wanted.post == -1 or version[:3] == wanted[:3])
+        return version < wanted and not (of_it and version.is_early and not wanted.is_early)
     if operator == "~=":
         prefix = [int(number) for number in _numbers(text).split(".")][:-1]
         own = (*version.release, *(0 for _ in prefix))[: len(prefix)]

@@ -6,7 +6,7 @@ import sys
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
@@ -28,6 +28,8 @@ def clauses(draw: st.DrawFn) -> str:
     return operator + version
 
 
+@example(version="0.1a1", local="", wanted="<0.1.post1")
+@example(version="0.1a1", local="", wanted="<0.1")
 @given(
     version=VERSIONS,
     local=st.sampled_from(["", "", "+cpu", "+build.2"]),
