@@ -8,10 +8,8 @@ a board whose verdict a power cut took is asked again, which does it no harm.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from devices.board.places import who
 from devices.board.release_home import now_text
 from devices.errors import FleetError
 from devices.fleet import STATES, State
@@ -96,7 +95,7 @@ class Journal:
 
     def start(self, header: Mapping[str, Any]) -> None:
         """A run begins, or goes on."""
-        self._add({"journal": VERSION, "who": who(), "when": now_text(), **header}, sync=True)
+        self._add({"journal": VERSION, "who": _process(), "when": now_text(), **header}, sync=True)
 
     def note(self, board: str, record: Record) -> None:
         """A board is about to be tried, or was."""
@@ -157,7 +156,7 @@ def hold_fleet(directory: Path, fleet: str, bundle: str) -> Iterator[None]:
                 "the boards that are under way and can be gone on with."
             ) from error
         try:
-            holder.write_text(json.dumps({"who": who(), "since": now_text(), "bundle": bundle}), encoding="utf-8")
+            holder.write_text(json.dumps({"who": _process(), "since": now_text(), "bundle": bundle}), encoding="utf-8")
         except OSError:
             lock.release()
             raise
@@ -168,13 +167,9 @@ def hold_fleet(directory: Path, fleet: str, bundle: str) -> Iterator[None]:
         lock.release()
 
 
-def who() -> str:
+def _process() -> str:
     """This process, for people."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        user = f"user {os.getuid()}"
-    return f"{user}@{socket.gethostname()} (process {os.getpid()})"
+    return f"{who()} (process {os.getpid()})"
 
 
 def _read(path: Path) -> tuple[Past, int]:

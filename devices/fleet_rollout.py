@@ -22,6 +22,7 @@ OnStep = Callable[[str], None]
 End = Literal["done", "stopped", "paused"]
 """How a deployment ends: nothing is left to do; too many boards failed; somebody asked for it."""
 _NUM_EVENTS = 256
+_LOOK_S = 0.1
 _NOT_SEEN_SINCE = "; it was not reached since"
 
 
@@ -78,7 +79,7 @@ class Rollout:
         retry_bad: Whether boards that failed before are tried again from the start.
         tell: Takes what happens: `{"wave", "boards"}`, `{"board", "step"}`, `{"row"}`, `{"wait_s"}`,
             `{"pausing"}` (how many boards are still at work).
-        pause: Once it is set, no board is begun any more.
+        is_paused: Once it says so, no board is begun any more.
 
     Attributes:
         rows: By board, in the order in which their turns come.
@@ -94,10 +95,10 @@ class Rollout:
         *,
         retry_bad: bool = False,
         tell: Callable[[Mapping[str, Any]], None] = lambda _: None,
-        pause: threading.Event | None = None,
+        is_paused: Callable[[], bool] = lambda: False,
     ) -> None:
         self._act, self._plan, self._journal, self._tell = act, plan, journal, tell
-        self._pause = pause or threading.Event()
+        self._is_paused = is_paused
         self.rows = {board.name: _taken_over(board, journal.past, retry_bad=retry_bad) for board in in_turn(boards)}
         self.counts: Counter[State] = Counter(row.state for row in self.rows.values())
         self._events: queue.Queue[tuple[Row, str | Verdict]] = queue.Queue(_NUM_EVENTS)
@@ -137,7 +138,7 @@ class Rollout:
                 self._wait(0.0 if first else self._plan.pause_s)
                 # The last try is kept for the end: boards that are off have the most time to come back then.
                 name, size, due = "batch", num_batch, self._ready(self._aside(spare=1))
-            if self._pause.is_set():
+            if self._is_paused():
                 return "paused"
             first = False
             wave = [*due, *(waiting.popleft() for _ in range(min(size, len(waiting))))]
@@ -154,7 +155,7 @@ class Rollout:
             if not self._at_work:
                 break
             row, event = self._events.get()
-            if self._pause.is_set() and not told:
+            if self._is_paused() and not told:
                 told = True
                 self._tell({"pausing": len(self._at_work)})
             if isinstance(event, str):
@@ -208,7 +209,7 @@ class Rollout:
 
     def _is_halted(self, num_todo: int) -> bool:
         """Whether no board may be begun: somebody asked, or too many have failed even if all others succeed."""
-        return self._pause.is_set() or self._is_too_much(len(self._at_work) + num_todo)
+        return self._is_paused() or self._is_too_much(len(self._at_work) + num_todo)
 
     def _is_too_much(self, num_pending: int) -> bool:
         failed = sum(self.counts[state] for state in BAD)
@@ -238,9 +239,11 @@ class Rollout:
 
     def _wait(self, seconds: float) -> None:
         """Waits, or until somebody asks to pause."""
-        if seconds > 0 and not self._pause.is_set():
+        if seconds > 0 and not self._is_paused():
             self._tell({"wait_s": seconds})
-            self._pause.wait(seconds)
+            end = time.monotonic() + seconds
+            while not self._is_paused() and (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, _LOOK_S))
 
 
 def check_plan(plan: Plan, boards: Sequence[FleetBoard]) -> None:

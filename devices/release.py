@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import getpass
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from devices.board.bundle import read_bundle
 from devices.board.bundle_signature import ALLOWED_SIGNERS, SETTINGS, TRUST_DIRECTORY
+from devices.board.places import who
 from devices.board.release_errors import FailedWatch, Refusal
 from devices.board.release_form import form_in_use
 from devices.errors import (
@@ -129,7 +128,7 @@ def install(
     transport = open_transport(profile)
     carried = carries_packages(bundle)
     path = transport.put(str(bundle))
-    params = {"bundle": path, "root": str(root), "who": _who(), "dry_run": dry_run, "discard": not local}
+    params = {"bundle": path, "root": str(root), "who": who(), "dry_run": dry_run, "discard": not local}
     is_new = local and not _is_set_up(root)
     if is_new:
         _allow_unsigned_here(root)
@@ -151,7 +150,7 @@ def rollback(profile: DeviceProfile, root: Path, name: str, *, on_step: OnStep |
             its service is not up with it, though it is in use now.
     """
     check_reachable(profile)
-    params = {"name": name, "root": str(root), "who": _who()}
+    params = {"name": name, "root": str(root), "who": who()}
     carried = ask_device(profile, "carried", params, None, releases_only=True)["packages"]
     digest: str = ask_device(profile, "rollback", params, on_step, releases_only=carried)["digest"]
     return digest
@@ -309,11 +308,3 @@ def _forget_setup(root: Path) -> None:
 
 def _is_set_up(root: Path) -> bool:
     return any((root / TRUST_DIRECTORY / name).exists() for name in (SETTINGS, ALLOWED_SIGNERS))
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        user = f"user {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"

@@ -84,7 +84,7 @@ def deploy_to_fleet(
         bundle = packaging.read(copy)
         directory = home / f"{bundle.digest}{'-dry-run' if asked.dry_run else ''}"
         goes_on = _goes_on(asked, boards, directory)
-        with Journal(directory, anew=not goes_on) as journal, _pausing() as pause:
+        with Journal(directory, anew=not goes_on) as journal, _pausing() as is_paused:
             head = {
                 "fleet": fleet.name,
                 "fleet_digest": fleet.digest,
@@ -97,7 +97,7 @@ def deploy_to_fleet(
             }
             act = make_act(Deployment(copy, bundle.manifest["name"], bundle.digest, asked.dry_run))
             retry_bad = journal.past.ended == "stopped"
-            rollout = Rollout(boards, act, plan, journal, retry_bad=retry_bad, tell=tell, pause=pause)
+            rollout = Rollout(boards, act, plan, journal, retry_bad=retry_bad, tell=tell, is_paused=is_paused)
             tell({"head": head, "counts": rollout.counts})
             journal.start(head)
             began = {"began": now_text()}
@@ -174,21 +174,21 @@ def _copied(bundle: Path, directory: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _pausing() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM; the second one interrupts."""
-    asked = threading.Event()
+def _pausing() -> Iterator[Callable[[], bool]]:
+    """Whether somebody asked, by the first Ctrl-C or SIGTERM; the second one interrupts."""
+    asked: list[int] = []  # no Event: a handler may interrupt whoever holds its lock
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield asked
+        yield lambda: False
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if asked:
             signal.default_int_handler(number, frame)
-        asked.set()
+        asked.append(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import argparse
 import base64
-import getpass
 import json
-import os
-import socket
 import sys
 from typing import Any, Callable, Dict, Optional, Sequence
 
-from .places import default_root
+from .places import default_root, who
 from .release_errors import BadBundle, BadSignature, Refusal
 from .release_form import form_in_use
 from .release_install import Installer
@@ -145,20 +142,12 @@ def _installer(given: argparse.Namespace) -> Installer:
         sys.stderr.write(f"{_PROGRAM}: {step}\n")
         sys.stderr.flush()
 
-    return Installer(given.root, who=_who(), on_step=on_step)
+    return Installer(given.root, who=who(), on_step=on_step)
 
 
 def _ask(method: str, given: argparse.Namespace, **params: Any) -> Dict[str, Any]:
     answer: Dict[str, Any] = release_handlers()[method]({"root": given.root, **params}, lambda _: None)
     return answer
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        user = f"user {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _print(line: str) -> None:

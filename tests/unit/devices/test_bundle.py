@@ -163,7 +163,11 @@ def test_hostile_bundles_are_refused(case: Hostile) -> None:
 
 
 def test_manifests_of_the_form_before_are_read() -> None:
-    read_all(whole(schema_version=2, requires={"architecture": "x86_64", "runtime": "some[extra] >= 1 ; odd"}))
+    wanted = {"architecture": "x86_64", "runtime": "some[extra] >= 1 ; odd"}
+    data = whole(schema_version=2, requires=wanted)
+    read_all(data)
+    bundle = read_bundle(io.BytesIO(data))
+    assert (bundle.manifest["schema_version"], bundle.manifest["requires"]) == (2, wanted)
 
 
 def test_what_a_release_keeps() -> None:

@@ -196,7 +196,9 @@ def test_a_board_that_is_lost_and_not_seen_again_counts_as_a_failure(tmp_path: P
 def test_a_board_whose_second_try_does_not_come_is_no_board_that_waits(tmp_path: Path) -> None:
     pause = threading.Event()
     act = Script({"b0": [LOST]}, then=lambda _: pause.set())
-    done = deploy(tmp_path, make_boards(2), act, replace(QUICK, max_failures=Share(1, percent=False)), pause=pause)
+    done = deploy(
+        tmp_path, make_boards(2), act, replace(QUICK, max_failures=Share(1, percent=False)), is_paused=pause.is_set
+    )
     assert done.end == "paused"
     assert done.states == {"b0": "failed", "b1": "waiting"}
 
@@ -216,7 +218,7 @@ def test_whatever_an_act_raises_is_that_boards_trouble_alone(tmp_path: Path) -> 
 def test_a_pause_lets_boards_end_and_the_next_run_goes_on(tmp_path: Path) -> None:
     pause = threading.Event()
     act = Script(then=lambda name: pause.set() if name == "b4" else None)
-    first = deploy(tmp_path, make_boards(12), act, pause=pause)
+    first = deploy(tmp_path, make_boards(12), act, is_paused=pause.is_set)
     assert first.end == "paused"
     assert sum("pausing" in event for event in first.events) == 1
     assert {first.states[name] for name in act.names} == {"updated"}
@@ -231,13 +233,15 @@ def test_a_pause_lets_boards_end_and_the_next_run_goes_on(tmp_path: Path) -> Non
 def test_a_pause_that_comes_when_nothing_is_left_changes_nothing(tmp_path: Path) -> None:
     pause = threading.Event()
     act = Script(then=lambda name: pause.set() if name == "b2" else None)
-    assert deploy(tmp_path, make_boards(3), act, replace(QUICK, parallel=1), pause=pause).end == "done"
+    assert deploy(tmp_path, make_boards(3), act, replace(QUICK, parallel=1), is_paused=pause.is_set).end == "done"
 
 
 def test_a_pause_ends_the_wait_for_boards_that_are_off(tmp_path: Path) -> None:
     pause = threading.Event()
     threading.Timer(0.2, pause.set).start()
-    done = deploy(tmp_path, make_boards(1), Script({"b0": [OFF]}), replace(QUICK, retry_off_s=3600), pause=pause)
+    done = deploy(
+        tmp_path, make_boards(1), Script({"b0": [OFF]}), replace(QUICK, retry_off_s=3600), is_paused=pause.is_set
+    )
     assert done.end == "paused"
     assert done.states == {"b0": "off"}
 
