@@ -73,8 +73,10 @@ class BenchmarkSettings(_Frozen):
         together: Whether all cases go on until each has its numbers, so that every round has all.
         block_count: A block ends after so many inferences or
         block_time_s: after so much time.
-        settle_count: Inferences at the start of each block that are not measured: the caches still hold the
-            case before.
+        settle_count: Inferences at the start of each block that are not measured, at least: the core has waited,
+            and the caches hold the case before.
+        settle_time_s: They take at least so long. A network of a millisecond needs some ten inferences until its
+            times stop falling.
         max_agents: So many agents at most live side by side; further cases wait for their turn, in further
             groups.
         cores: Those that the agents keep to: a list such as `0-3`, or a name of the device's cores such as `big` or
@@ -97,7 +99,8 @@ class BenchmarkSettings(_Frozen):
     together: bool = False
     block_count: PositiveInt = 20
     block_time_s: PositiveFloat = 0.05
-    settle_count: NonNegativeInt = 3
+    settle_count: NonNegativeInt = 1
+    settle_time_s: NonNegativeFloat = 0.02
     max_agents: PositiveInt = 16
     cores: str | None = None
     governor: str | None = None

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from devices.comparison import Comparison, compare_recorded
 from devices.errors import ResultsError
@@ -85,6 +85,14 @@ class ResultRecord(BaseModel):
     mlperf: tuple[MlperfRun, ...] = ()
     accuracy_rule: AccuracyRule | None = None
     quality: Quality | None = None
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _of_before(cls, settings: object) -> object:
+        """Rows of before `settle_time_s` settled by the count alone."""
+        if isinstance(settings, dict) and "settle_count" in settings:
+            return {"settle_time_s": 0.0, **settings}
+        return settings
 
     @property
     def kind(self) -> str:

@@ -182,8 +182,9 @@ class Bench:
             "count": settings.block_count,
             "time_s": settings.block_time_s,
             "settle_count": settings.settle_count,
+            "settle_time_s": settings.settle_time_s,
         }
-        timeout_s = settings.block_time_s + settings.inference_timeout_s
+        timeout_s = settings.settle_time_s + settings.block_time_s + settings.inference_timeout_s
         try:
             answer = running.agent.request("measure", limits, timeout_s=timeout_s)
             latencies = answer["latencies_ns"]
@@ -200,7 +201,7 @@ class Bench:
                     "preprocess": image.preprocess,
                     "transform": image.transform,
                 }
-                params = {**limits, **params, "settle_count": 1}
+                params = {**limits, **params, "settle_count": 1, "settle_time_s": 0}
                 whole = running.agent.request("measure_image", params, timeout_s=timeout_s)
                 track.decoder = whole["decoder"]
                 track.stages.append(whole["stages_ns"])

@@ -8,9 +8,9 @@ import_runtime {runtime}                                       -> memory before 
 load {runtime, path, num_threads, sha256?, weights_sha256?,
       input_shapes?, cores?, clusters?, energy?}               -> times, description, digest, size, memory, cores
 warm_up {min_count, min_time_s}                                -> count, seconds
-measure {count?, time_s?, settle_count?}                       -> latencies_ns, energy_uj or energy_reason
+measure {count?, time_s?, settle_count?, settle_time_s?}       -> latencies_ns, energy_uj or energy_reason
 measure_image {path, preprocess, transform, count?, time_s?,
-               settle_count?}                                  -> see `end_to_end.stages_record`
+               settle_count?, settle_time_s?}                  -> see `end_to_end.stages_record`
 mlperf {scenario, min_duration_s, min_query_count,
         expected_latency_ns}                                   -> see `mlperf.run_scenario`
 profile {runtime, path, num_threads, input_shapes?, count?}    -> see `profiling.profile`
@@ -184,27 +184,21 @@ class BoardAgent:
         }
 
     def _warm_up(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
-        runner = self._loaded()
-        min_count, min_time_ns = int(params["min_count"]), float(params["min_time_s"]) * 1e9
-        started = self._clock_ns()
-        count, elapsed_ns = 0, 0
-        while count < min_count or elapsed_ns < min_time_ns:
-            runner.infer(self._input())
-            count += 1
-            elapsed_ns = self._clock_ns() - started
+        self._loaded()
+        count, elapsed_ns = self._repeat(self._infer_next, int(params["min_count"]), float(params["min_time_s"]))
         return {"count": count, "seconds": elapsed_ns / 1e9}
 
     def _measure(self, params: Dict[str, Any], emit_event: EmitEvent) -> Dict[str, Any]:  # noqa: ARG002
         """Single inferences, timed one by one, until `count` are done or `time_s` has passed, at least one.
 
-        `settle_count` inferences go before them untimed: another process has just used the caches.
+        `settle_count` inferences and at least `settle_time_s` of them go before, untimed: the core has waited, and
+        another process has just used the caches.
         """
         runner, clock_ns = self._loaded(), self._clock_ns
         meter = self._meter = self._meter or EnergyMeter(self._root)
         limit, budget_ns = _limits(params)
         latencies: List[int] = []
-        for _ in range(int(params.get("settle_count", 0))):
-            runner.infer(self._input())
+        self._settle(self._infer_next, params)
         with _no_garbage_collection():
             energy = meter.read()
             begin = clock_ns()
@@ -227,13 +221,27 @@ class BoardAgent:
         image = self._images[path]
         limit, budget_ns = _limits(params)
         stages: List[List[int]] = []
-        for _ in range(int(params.get("settle_count", 0))):
-            image.run(clock_ns)
+        self._settle(lambda: image.run(clock_ns), params)
         with _no_garbage_collection():
             begin = clock_ns()
             while len(stages) < limit and (not stages or clock_ns() - begin < budget_ns):
                 stages.append(image.run(clock_ns))
         return stages_record(stages, image.decoder)
+
+    def _infer_next(self) -> None:
+        self._loaded().infer(self._input())
+
+    def _settle(self, infer: Callable[[], Any], params: Mapping[str, Any]) -> None:
+        self._repeat(infer, int(params.get("settle_count", 0)), float(params.get("settle_time_s", 0)))
+
+    def _repeat(self, infer: Callable[[], Any], min_count: int, min_time_s: float) -> Tuple[int, int]:
+        """Inferences that are not timed one by one: how many there were and the nanoseconds that they took."""
+        started, count, elapsed_ns = self._clock_ns(), 0, 0
+        while count < min_count or elapsed_ns < min_time_s * 1e9:
+            infer()
+            count += 1
+            elapsed_ns = self._clock_ns() - started
+        return count, elapsed_ns
 
     def infer_prepared(self, index: int) -> None:
         """One inference of one of the prepared sets of inputs, which are taken in turn."""

@@ -1,6 +1,6 @@
 """The shortest loop around ONNX Runtime or LiteRT, for `cross_checks.py`: `bare_loop.py MODEL`, then JSON lines.
 
-measure {time_s, settle_count} -> latencies_ns. Of Edgeship there is nothing in it but the way that requests arrive.
+measure {time_s, settle_time_s} -> latencies_ns. Of Edgeship there is nothing in it but the way that requests arrive.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
     infer = litert_loop(path) if path.endswith(".tflite") else onnxruntime_loop(path)
 
     def measure(params: dict[str, Any], _: Any) -> dict[str, Any]:
-        for _ in range(params["settle_count"]):
+        begin = time.perf_counter_ns()
+        while time.perf_counter_ns() - begin < params["settle_time_s"] * 1e9:
             infer()
         latencies: list[int] = []
         begin = time.perf_counter_ns()

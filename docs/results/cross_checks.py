@@ -5,35 +5,42 @@
 Three checks, one thread each, MobileNetV2 and MobileNetV3-Small at 224 pixels in float32 and int8 (weights are random,
 latency does not depend on them; int8 is what the converters give by default):
 
-- OpenVINO's own `benchmark_app` (sync, latency hint, float32 as precision hint, inputs set before each inference as
-  ours are): a run of it and a run of ours take turns, in an order that is drawn anew; limit 5 %. It times the request
-  alone; ours has the way of the tensors in and out besides, about 1 % (the three ways in turn in one process).
-- A bare loop around ONNX Runtime and LiteRT: a process with nothing but that loop, and our agent, take turns in short
-  blocks in a drawn order; both processes are started anew in each round; limit 3 %.
-- The same bench of all files twice, one after the other; limit 3 %.
+- OpenVINO's own `benchmark_app` (sync, latency hint, float32 as precision hint, four images in turn as ours), limit 5 %.
+  It times the request alone; ours has the way of the tensors in and out besides, 1 to 2 %.
+- A bare loop around ONNX Runtime and LiteRT: a process with nothing but that loop; limit 3 %.
+- The same bench of a file twice, one after the other; limit 3 %.
+
+In the first two, theirs and our agent take turns in short blocks in a drawn order; both processes are started anew in
+each round. The limits are those of a quiet machine, and one that others share is quiet for seconds at a time. So a piece
+of work that never changes runs before and after each block (`quiet.py`), and blocks that it finds disturbed are made
+again; it alone decides, and the table says how many were set aside. Everything keeps to one core.
 
 Each round gives one ratio, ours to theirs; the table has Hodges and Lehmann's centre and 95 % interval over the rounds
-(which needs six of them). A check holds where the centre is within the limit. The files are kept in
+(which needs six of them). A check holds where the centre is within the limit. Of two runs of ours neither is the
+reference, and their ratios would cancel: there the table has the larger to the smaller, the median of the pairs. The files are kept in
 `runs/results/cross_checks`, so that a second run measures at once.
 """  # noqa: E501 (the first line)
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import functools
 import json
 import math
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from quiet import Quiet
 
 from devices.comparison import signed_rank_interval
 from devices.measurement import BenchmarkSettings, Case, benchmark
@@ -42,6 +49,7 @@ from devices.peer import JsonLinesProcess
 from devices.profile import DeviceProfile, load_profile
 from devices.rounds import load
 from devices.transports import Agent, open_transport
+from devices.transports.process_agent import ProcessAgent
 from pipeline.executor import child_environment
 
 HERE = Path(__file__).resolve().parent
@@ -50,11 +58,14 @@ NETWORKS = ("mobilenet_v2", "mobilenet_v3_small")
 PRECISIONS = ("float32", "int8")
 TARGETS = ("litert", "onnxruntime", "openvino")
 LIMITS = {"benchmark_app": 0.05, "bare loop": 0.03, "same bench again": 0.03}
-SECONDS = 1.0
-"""Of inferences of each file in a run of the bench, and of benchmark_app."""
+SECONDS = 0.5
+"""Of inferences of each file in a run of the bench."""
 BLOCKS = 12
 BLOCK_S = 0.05
-SETTLE = 3
+SETTLE_S = 0.02
+IMAGES = 4
+"""That benchmark_app takes in turn, as our agent does."""
+SIZE = 224
 WARM_UP_S = 0.3
 SETTINGS = BenchmarkSettings(min_count=50, min_time_s=SECONDS, warm_up_time_s=WARM_UP_S)
 
@@ -70,18 +81,14 @@ def main() -> None:
     profile, draw = load_profile(arguments.device), random.Random(0)
     files = {name: path for name, path in make_files().items() if arguments.only in name}
     made_s = time.monotonic() - begin
-    facts, rows = facts_of(profile), []
+    facts, rows, quiet = facts_of(profile), [], Quiet()
     for name, path in files.items():
-        if path.suffix == ".xml":
-            pairs = [beside_benchmark_app(profile, name, path, draw) for _ in range(arguments.rounds)]
-            rows.append(row("benchmark_app", name, pairs))
-        else:
-            pairs = [beside_bare_loop(profile, name, path, draw) for _ in range(arguments.rounds)]
-            rows.append(row("bare loop", name, pairs))
-        print(line(rows[-1]), flush=True)
-    for name, pairs in twice(profile, files, max(1, arguments.rounds // 6)).items():
-        rows.append(row("same bench again", name, pairs))
-        print(line(rows[-1]), flush=True)
+        beside_whom = "benchmark_app" if path.suffix == ".xml" else "bare loop"
+        for check, measure in ((beside_whom, beside), ("same bench again", twice)):
+            pairs = [measure(profile, name, path, draw, quiet) for _ in range(arguments.rounds)]
+            rows.append(row(check, name, pairs))
+            print(line(rows[-1]), flush=True)
+    rows.sort(key=lambda each: each["check"] == "same bench again")
     result = {
         "schema_version": 1,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -89,6 +96,8 @@ def main() -> None:
         "busy_share_before": facts["cpu_busy_share"],
         "busy_share_after": facts_of(profile)["cpu_busy_share"],
         "rounds": arguments.rounds,
+        "measurements": quiet.counted,
+        "set_aside": quiet.set_aside,
         "seconds_making": round(made_s, 1),
         "seconds_measuring": round(time.monotonic() - begin - made_s, 1),
         "rows": rows,
@@ -117,7 +126,7 @@ def make_files() -> dict[str, Path]:
 def make_network(network: str, files: dict[str, Path]) -> None:
     """Exports one network with random weights."""
     from pipeline import targets
-    from pipeline.int8_latency import SIZE, random_network
+    from pipeline.int8_latency import random_network
     from pipeline.targets.base import model_files
     from pipeline.targets.by_hand import BY_HAND
 
@@ -137,81 +146,86 @@ def make_network(network: str, files: dict[str, Path]) -> None:
                     file.replace(wanted[precision].with_suffix(file.suffix))
 
 
-def beside_benchmark_app(profile: DeviceProfile, name: str, path: Path, draw: random.Random) -> tuple[float, float]:
-    """Medians in milliseconds of a run of ours and of one of OpenVINO's program."""
-    found = {}
-    for who in draw.sample(("ours", "theirs"), 2):
-        found[who] = bench(profile, {name: path})[name] if who == "ours" else benchmark_app(path)
-    return found["ours"], found["theirs"]
+def bench(profile: DeviceProfile, name: str, path: Path) -> float:
+    """The median of a run of our bench, in milliseconds."""
+    (case,) = benchmark(profile, [case_of(name, path)], SETTINGS).cases
+    if case.latency_ms is None:
+        raise RuntimeError(f"{case.id} can't be measured: {case.error}")
+    return case.latency_ms.p50
 
 
-def benchmark_app(path: Path) -> float:
-    """The median latency that OpenVINO's program finds, in milliseconds."""
-    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
-        # The options for hint and threads exclude each other; a file of properties may have both, as our runner does.
-        properties = {"CPU": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": "1",
-                              "INFERENCE_PRECISION_HINT": "f32"}}  # fmt: skip
-        config = Path(scratch) / "config.json"
-        config.write_text(json.dumps(properties), encoding="utf-8")
-        command = [
-            str(Path(sys.executable).with_name("benchmark_app")), "-m", str(path), "-d", "CPU", "-api", "sync",
-            "-hint", "latency", "-load_config", str(config), "-t", str(math.ceil(SECONDS)), "-json_stats",
-            "-inference_only", "False", "-report_type", "no_counters", "-report_folder", scratch,
-        ]  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"benchmark_app failed on {path}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-        report = json.loads((Path(scratch) / "benchmark_report.json").read_text(encoding="utf-8"))
-    return float(report["execution_results"]["latency (ms)"])  # the median, to a hundredth of a millisecond
-
-
-def bench(profile: DeviceProfile, files: dict[str, Path]) -> dict[str, float]:
-    """The medians of a run of our bench, in milliseconds."""
-    found = {}
-    for case in benchmark(profile, [case_of(name, path) for name, path in files.items()], SETTINGS).cases:
-        if case.latency_ms is None:
-            raise RuntimeError(f"{case.id} can't be measured: {case.error}")
-        found[case.id] = case.latency_ms.p50
-    return found
-
-
-def beside_bare_loop(profile: DeviceProfile, name: str, path: Path, draw: random.Random) -> tuple[float, float]:
-    """Medians in milliseconds of our agent and of a bare loop, which take turns; both processes are new."""
+def beside(profile: DeviceProfile, name: str, path: Path, draw: random.Random, quiet: Quiet) -> tuple[float, float]:
+    """Medians in milliseconds of our agent and of what it is held against, which take turns; both are new."""
     transport = open_transport(profile)
-    with bare_loop(path) as bare, transport.start_agent() as agent:  # the one starts while the other does
+    with theirs_of(path) as other, transport.start_agent() as agent:
         load(profile, transport, agent, case_of(name, path), timeout_s=60)
         agent.request("warm_up", {"min_count": 10, "min_time_s": WARM_UP_S}, timeout_s=60)
-        bare.request("measure", {"time_s": WARM_UP_S, "settle_count": 0}, timeout_s=60)
+        other.request("measure", {"time_s": WARM_UP_S, "settle_time_s": 0}, timeout_s=60)
+        asked = {"ours": agent, "theirs": other}
         blocks: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(BLOCKS):
-            for who in draw.sample(("ours", "theirs"), 2):
-                blocks[who].append(block(agent if who == "ours" else bare))
+            order = draw.sample(sorted(asked), 2)
+            for who, median in quiet.measured(lambda order=order: [(each, block(asked[each])) for each in order]):
+                blocks[who].append(median)
     # The ratio of blocks that ran one after the other: what slowed the machine for a while slowed both.
     ratio = float(np.median(np.array(blocks["ours"]) / np.array(blocks["theirs"])))
     theirs = float(np.median(blocks["theirs"]))
     return ratio * theirs, theirs
 
 
+@contextlib.contextmanager
+def theirs_of(path: Path) -> Iterator[JsonLinesProcess]:
+    """What our agent is held against, which takes `measure` as the agent does."""
+    with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+        app = path.suffix == ".xml"
+        arguments = benchmark_app(path, Path(scratch)) if app else [str(HERE / "bare_loop.py"), str(path)]
+        env = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+        with JsonLinesProcess([sys.executable, *arguments], env=env, name="what ours is held against") as process:
+            if app:
+                process.request("prepare", timeout_s=60)
+            yield process
+
+
+def benchmark_app(path: Path, scratch: Path) -> list[str]:
+    """The arguments of OpenVINO's program."""
+    # The options for hint and threads exclude each other; a file of properties may have both, as our runner does.
+    properties = {"CPU": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": "1",
+                          "INFERENCE_PRECISION_HINT": "f32"}}  # fmt: skip
+    config = scratch / "config.json"
+    config.write_text(json.dumps(properties), encoding="utf-8")
+    arguments = [
+        str(HERE / "benchmark_app_blocks.py"), "-m", str(path), "-d", "CPU", "-api", "sync", "-hint", "latency",
+        "-load_config", str(config), "-niter", "10", "-inference_only", "False",
+    ]  # fmt: skip
+    for seed in range(IMAGES):
+        np.save(scratch / f"{seed}.npy", np.random.default_rng(seed).integers(0, 256, (1, SIZE, SIZE, 3), np.uint8))
+        arguments += ["-i", str(scratch / f"{seed}.npy")]
+    return arguments
+
+
 def block(process: Agent | JsonLinesProcess) -> float:
     """The median of one block in milliseconds."""
-    params = {"time_s": BLOCK_S, "settle_count": SETTLE}
+    params = {"time_s": BLOCK_S, "settle_time_s": SETTLE_S}
     return float(np.median(process.request("measure", params, timeout_s=60)["latencies_ns"])) / 1e6
 
 
-def bare_loop(path: Path) -> JsonLinesProcess:
-    """A process with a runtime and the shortest loop around it."""
-    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    return JsonLinesProcess([sys.executable, str(HERE / "bare_loop.py"), str(path)], env=env, name="the bare loop")
+def twice(
+    profile: DeviceProfile,
+    name: str,
+    path: Path,
+    draw: random.Random,  # noqa: ARG001 (both are ours)
+    quiet: Quiet,
+) -> tuple[float, float]:
+    """Medians in milliseconds of two runs of ours, the larger first: neither is the reference."""
+    request = ProcessAgent.request
 
+    def when_quiet(agent: ProcessAgent, method: str, *params: Any, **options: Any) -> Any:
+        call = functools.partial(request, agent, method, *params, **options)
+        return quiet.measured(call) if method == "measure" else call()
 
-def twice(profile: DeviceProfile, files: dict[str, Path], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Medians of the same bench of all files, run twice, so many times."""
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
-    for _ in range(rounds):
-        first, second = bench(profile, files), bench(profile, files)
-        for name, found in pairs.items():
-            found.append((second[name], first[name]))
-    return pairs
+    with mock.patch.object(ProcessAgent, "request", when_quiet):
+        first, second = bench(profile, name, path), bench(profile, name, path)
+    return max(first, second), min(first, second)
 
 
 def case_of(name: str, path: Path) -> Case:
@@ -230,6 +244,8 @@ def row(check: str, name: str, pairs: Sequence[tuple[float, float]]) -> dict[str
     """What the rounds of one check of one file come to."""
     logs = [math.log(ours / theirs) for ours, theirs in pairs]
     center, interval = signed_rank_interval(logs, confidence=0.95)
+    if check == "same bench again":
+        center, interval = float(np.median(logs)), None
     network, target, precision = name.split("/")
     return {
         "check": check,
@@ -263,10 +279,12 @@ def table(result: dict[str, Any]) -> list[str]:
         "",
         f"Written by `cross_checks.py` on {result['time'][:10]}, {result['cpu']}, one thread,",
         f"{result['rounds']} rounds.",
+        f"{result['measurements']} measurements from when the machine was quiet, {result['set_aside']} set aside.",
         f"Other programs used up to {busy:.0%} of the cores"
         + (": measure again on a quiet machine." if busy > BUSY_SHARE else "."),
         "",
-        "Ratio: ours to theirs, Hodges and Lehmann's centre over the rounds with its 95 % interval.",
+        "Ratio: ours to theirs, Hodges and Lehmann's centre over the rounds with its 95 % interval. Of the same bench",
+        "again: the larger of two to the smaller, the median of all pairs.",
         "",
         "| beside | network | runtime | precision | ours ms | theirs ms | ratio | interval | limit | |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from devices.board import errors as board_errors
+from devices.board.agent import BoardAgent
+from devices.board.runners.fake import FakeRunner
 from devices.errors import (
     ERRORS,
     AgentCrashedError,
@@ -282,6 +285,41 @@ def test_what_is_measured_is_the_inference_alone(tmp_path: Path) -> None:
         assert min(latencies) > 500
         begun = len(agent.request("measure", {"time_s": 0.05})["latencies_ns"])
         assert begun > 10
+
+
+def test_a_block_settles_before_it_counts(tmp_path: Path) -> None:
+    """A core that has waited is slow for ten inferences: none of them is in the numbers, however fast it is."""
+    runner, clock = Cooling(), [0]
+    runner.clock = clock
+    handlers = BoardAgent({"fake": lambda: runner}, clock_ns=lambda: clock[0]).handlers()
+    load = {"runtime": "fake", "path": write_model(tmp_path / "m.fake"), "num_threads": 1}
+    handlers["load"](load, lambda _: None)
+
+    def latencies(**settling: float) -> list[int]:
+        runner.cold = 10
+        found: list[int] = handlers["measure"]({"count": 5, **settling}, lambda _: None)["latencies_ns"]
+        return found
+
+    assert latencies(settle_count=3) == [2_000_000] * 5
+    defaults = BenchmarkSettings()
+    assert latencies(settle_count=defaults.settle_count, settle_time_s=defaults.settle_time_s) == [1_000_000] * 5
+    runner.warm_ns = 100_000_000
+    begin = clock[0]
+    assert latencies(settle_count=defaults.settle_count, settle_time_s=defaults.settle_time_s) == [200_000_000] * 5
+    assert clock[0] - begin == 6 * 200_000_000, "one inference of a slow network is enough"
+
+
+class Cooling(FakeRunner):
+    """Takes twice as long while it is cold."""
+
+    clock: list[int]
+    cold = 0
+    warm_ns = 1_000_000
+
+    def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        self.clock[0] += self.warm_ns * (2 if self.cold > 0 else 1)
+        self.cold -= 1
+        return super().infer(inputs)
 
 
 def test_the_agent_ignores_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,14 @@ def test_results_of_the_first_schema_stay_readable() -> None:
     assert (found.case.latency_ms.p99, found.case.latency_ms.p95) == (1.2, None)
 
 
+def test_rows_of_before_settled_by_the_count_alone() -> None:
+    old = record().model_dump(mode="json")
+    del old["settings"]["settle_time_s"]
+    assert ResultRecord.model_validate_json(json.dumps(old)).settings.settle_time_s == 0
+    new = ResultRecord.model_validate_json(record().model_dump_json())
+    assert new.settings.settle_time_s == BenchmarkSettings().settle_time_s > 0
+
+
 WRITER = """
 import sys
 from pathlib import Path
