@@ -11,9 +11,9 @@ Another process loads the machine meanwhile: with `bursts` it works and rests fo
 time in the mean; with `steady` it always works; with `none` there is none. What other programs do besides is in the
 rows as the share of the cores that was busy before.
 
-Every trial is a line of `runs/results/comparison.jsonl` as soon as it ends, and carries the digest of the code that
-measures and of its options. Started again, the script goes on until there are as many trials of a kind, load and code
-as asked for. Trials of other code stay in the file and are not counted.
+Every trial is a line of `comparison.jsonl` as soon as it ends, and carries the digest of the code that measures and of
+its options. Started again, the script goes on until there are as many trials of a kind, load and code as asked for.
+Trials of other code stay in the file and are counted by themselves.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -43,7 +44,7 @@ from pipeline.measuring import bench_options, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).with_suffix(".json")
-TRIALS = ROOT / "runs" / "results" / "comparison.jsonl"
+TRIALS = RESULT.with_suffix(".jsonl")
 LAYERS = 20
 MORE_LAYERS = 21
 WANTED = {"copy": "can't tell", "5 % more work": "slower"}
@@ -111,8 +112,8 @@ def main() -> None:
             row |= trial(kind, (directory / "a.onnx", other), arguments.device, arguments.load, asked)
             add(row)
             print(json.dumps({name: value for name, value in row.items() if name != "session_ratios"}), flush=True)
-            write(read(), code)
-    for line in write(read(), code):
+            write(read())
+    for line in write(read()):
         print(line)
 
 
@@ -189,7 +190,6 @@ def read() -> list[dict[str, Any]]:
 
 def add(row: dict[str, Any]) -> None:
     """Adds one trial."""
-    TRIALS.parent.mkdir(parents=True, exist_ok=True)
     with TRIALS.open("a", encoding="utf-8") as stream:
         if stream.tell() and not TRIALS.read_bytes().endswith(b"\n"):
             stream.truncate(TRIALS.read_bytes().rfind(b"\n") + 1)
@@ -201,23 +201,23 @@ def counted(rows: list[dict[str, Any]], kind: str, load: str, code: str) -> list
     return [row for row in rows if (row["kind"], row["load"], row["code"]) == (kind, load, code)]
 
 
-def write(rows: list[dict[str, Any]], code: str) -> list[str]:
-    """Writes the trials of this code and what they come to; the same for people."""
+def write(rows: list[dict[str, Any]]) -> list[str]:
+    """Writes what the trials come to, by the code that measured; the same for people."""
     summary, lines = [], []
-    for kind in WANTED:
-        for load in LOADS:
+    for code in dict.fromkeys(row["code"] for row in rows):
+        for kind, load in itertools.product(WANTED, LOADS):
             mine = counted(rows, kind, load, code)
             if not mine:
                 continue
             wrong = sum(not row["right"] for row in mine)
+            verdicts = [row["verdict"] for row in mine]
             tally = {
+                "code": code,
+                "last": mine[-1]["time"],
                 "kind": kind,
                 "load": load,
                 "trials": len(mine),
-                **{
-                    verdict: sum(row["verdict"] == verdict for row in mine)
-                    for verdict in ("faster", "slower", "can't tell")
-                },
+                **{verdict: verdicts.count(verdict) for verdict in ("faster", "slower", "can't tell")},
                 "wrong": wrong,
                 "wrong_at_most": round(most_likely_wrong(wrong, len(mine)), 4),
                 "median_ratio": round(float(np.median([row["ratio"] for row in mine])), 4),
@@ -225,13 +225,10 @@ def write(rows: list[dict[str, Any]], code: str) -> list[str]:
             }
             summary.append(tally)
             lines.append(
-                f"{kind}, load {load}: {wrong} of {len(mine)} wrong (at most {tally['wrong_at_most']:.1%} with 95 % "
-                f"confidence), {tally['median_seconds']} s each"
+                f"code {code}, {kind}, load {load}: {wrong} of {len(mine)} wrong (at most {tally['wrong_at_most']:.1%} "
+                f"with 95 % confidence), {tally['median_seconds']} s each"
             )
-    kept = [row for row in rows if row["code"] == code]
-    if kept:
-        content = {"schema_version": 2, "code": code, "summary": summary, "rows": kept}
-        RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps({"schema_version": 3, "summary": summary}, indent=1) + "\n", encoding="utf-8")
     return lines
 
 

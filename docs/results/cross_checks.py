@@ -17,8 +17,9 @@ again; it alone decides, and the table says how many were set aside. Everything 
 
 Each round gives one ratio, ours to theirs; the table has Hodges and Lehmann's centre and 95 % interval over the rounds
 (which needs six of them). A check holds where the centre is within the limit. Of two runs of ours neither is the
-reference, and their ratios would cancel: there the table has the larger to the smaller, the median of the pairs. The files are kept in
-`runs/results/cross_checks`, so that a second run measures at once.
+reference, and their ratios would cancel: there the table has the larger to the smaller, the median of the pairs. Each
+round is a line of `cross_checks.jsonl` as soon as it ends: started again, the script goes on until there are as many
+rounds of the code as it stands, on this processor. The models are kept in `runs/results/cross_checks`.
 """  # noqa: E501 (the first line)
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ import argparse
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import math
 import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,18 @@ from quiet import Quiet
 
 from devices.comparison import signed_rank_interval
 from devices.measurement import BenchmarkSettings, Case, benchmark
-from devices.monitor import BUSY_SHARE
 from devices.peer import JsonLinesProcess
 from devices.profile import DeviceProfile, load_profile
 from devices.rounds import load
 from devices.transports import Agent, open_transport
 from devices.transports.process_agent import ProcessAgent
 from pipeline.executor import child_environment
+from pipeline.keys import modules_of
 
 HERE = Path(__file__).resolve().parent
-WORK = HERE.parents[1] / "runs" / "results" / "cross_checks"
+ROOT = HERE.parents[1]
+WORK = ROOT / "runs" / "results" / "cross_checks"
+ROUNDS = HERE / "cross_checks.jsonl"
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small")
 PRECISIONS = ("float32", "int8")
 TARGETS = ("litert", "onnxruntime", "openvino")
@@ -77,34 +80,103 @@ def main() -> None:
     parser.add_argument("--only", default="", help="files whose name holds this text, such as litert/int8")
     parser.add_argument("--device", default="local")
     arguments = parser.parse_args()
-    begin = time.monotonic()
-    profile, draw = load_profile(arguments.device), random.Random(0)
+    profile = load_profile(arguments.device)
     files = {name: path for name, path in make_files().items() if arguments.only in name}
-    made_s = time.monotonic() - begin
-    facts, rows, quiet = facts_of(profile), [], Quiet()
-    for name, path in files.items():
-        beside_whom = "benchmark_app" if path.suffix == ".xml" else "bare loop"
-        for check, measure in ((beside_whom, beside), ("same bench again", twice)):
-            pairs = [measure(profile, name, path, draw, quiet) for _ in range(arguments.rounds)]
-            rows.append(row(check, name, pairs))
-            print(line(rows[-1]), flush=True)
-    rows.sort(key=lambda each: each["check"] == "same bench again")
+    cpu = facts_of(profile)["cpu_model"]
+    known = Rounds(ROUNDS, {"code": code_digest(), "cpu": cpu})
+    checks = [(check, name) for name in files for check in checks_of(name)]
+    wanted = [(number, check, name) for number in range(arguments.rounds) for check, name in checks]
+    missing = [each for each in wanted if len(known.of(*each[1:])) <= each[0]]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} rounds are known", flush=True)
+    whole = True
+    try:
+        measure_missing(profile, files, missing, known)
+    except TimeoutError as error:
+        print(f"{error}. What was measured is kept; started again, this goes on.", flush=True)
+        whole = False
+    write(known, files, cpu)
+    sys.exit(0 if whole else 1)
+
+
+def checks_of(name: str) -> tuple[str, str]:
+    """Those that a file takes part in."""
+    return "benchmark_app" if "openvino" in name else "bare loop", "same bench again"
+
+
+def measure_missing(
+    profile: DeviceProfile, files: dict[str, Path], missing: Sequence[tuple[int, str, str]], known: Rounds
+) -> None:
+    """Adds what is missing, round by round.
+
+    Raises:
+        TimeoutError: The machine was not quiet for too long.
+    """
+    if not missing:
+        return
+    quiet = Quiet()
+    for number, check, name in missing:
+        counted, set_aside = quiet.counted, quiet.set_aside
+        measure = twice if check == "same bench again" else beside
+        ours, theirs = measure(profile, name, files[name], random.Random(f"{number} {check} {name}"), quiet)
+        aside = {"blocks": quiet.counted - counted, "set_aside": quiet.set_aside - set_aside}
+        known.add({"check": check, "name": name, "ours_ms": ours, "theirs_ms": theirs, **aside})
+        print(f"{number + 1} {check:17} {name:40} {ours:8.3f} ms, ratio {ours / theirs:.3f}", flush=True)
+
+
+class Rounds:
+    """The rounds that were measured so far, a line each, of this code and processor."""
+
+    def __init__(self, path: Path, state: dict[str, Any]) -> None:
+        self._path, self._state = path, state
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rounds = [json.loads(line) for line in lines]
+        self.all = [each for each in rounds if all(each[key] == value for key, value in state.items())]
+
+    def of(self, check: str, name: str) -> list[dict[str, Any]]:
+        """Those of one check of one file."""
+        return [each for each in self.all if (each["check"], each["name"]) == (check, name)]
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Keeps one at once."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.all.append({**self._state, "time": now, **found})
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(self.all[-1]) + "\n")
+
+
+def code_digest() -> str:
+    """Of the code that measures on the device, and of what it is held against."""
+    hasher = hashlib.sha256()
+    runners = {name for name in modules_of("devices.board.agent") if name.startswith("devices.board.runners.")}
+    names = sorted({"devices.board.agent", "devices.records", "devices.rounds", *runners})
+    sources = [ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+    for source in [*sources, *(HERE / f"{name}.py" for name in ("bare_loop", "benchmark_app_blocks", "quiet"))]:
+        hasher.update(source.name.encode() + b"\0" + source.read_bytes())
+    return hasher.hexdigest()[:12]
+
+
+def write(known: Rounds, files: dict[str, Path], cpu: str) -> None:
+    """The tables of all rounds that are known."""
+    rows = [
+        row(check, name, [(each["ours_ms"], each["theirs_ms"]) for each in rounds])
+        for check in LIMITS
+        for name in files
+        if (rounds := known.of(check, name))
+    ]
     result = {
-        "schema_version": 1,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": facts["cpu_model"],
-        "busy_share_before": facts["cpu_busy_share"],
-        "busy_share_after": facts_of(profile)["cpu_busy_share"],
-        "rounds": arguments.rounds,
-        "measurements": quiet.counted,
-        "set_aside": quiet.set_aside,
-        "seconds_making": round(made_s, 1),
-        "seconds_measuring": round(time.monotonic() - begin - made_s, 1),
+        "schema_version": 2,
+        "cpu": cpu,
+        "first": min((each["time"] for each in known.all), default=None),
+        "last": max((each["time"] for each in known.all), default=None),
+        "blocks": sum(each["blocks"] for each in known.all),
+        "set_aside": sum(each["set_aside"] for each in known.all),
         "rows": rows,
     }
     (HERE / "cross_checks.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (HERE / "cross_checks.md").write_text("\n".join(table(result)) + "\n", encoding="utf-8")
-    print(f"{sum(each['holds'] for each in rows)} of {len(rows)} hold, {result['seconds_measuring']} s", flush=True)
+    for each in rows:
+        print(line(each))
+    print(f"{sum(each['holds'] for each in rows)} of {len(rows)} hold", flush=True)
 
 
 def make_files() -> dict[str, Path]:
@@ -257,6 +329,7 @@ def row(check: str, name: str, pairs: Sequence[tuple[float, float]]) -> dict[str
         "ratio": round(math.exp(center), 4),
         "interval": interval and [round(math.exp(end), 4) for end in interval],
         "ratios": [round(math.exp(each), 4) for each in logs],
+        "rounds": len(logs),
         "limit": LIMITS[check],
         "holds": abs(math.exp(center) - 1) <= LIMITS[check],
     }
@@ -273,27 +346,23 @@ def line(each: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> list[str]:
     """The Markdown file."""
-    busy = max(result["busy_share_before"] or 0.0, result["busy_share_after"] or 0.0)
     lines = [
         "# Our latencies beside others'",
         "",
-        f"Written by `cross_checks.py` on {result['time'][:10]}, {result['cpu']}, one thread,",
-        f"{result['rounds']} rounds.",
-        f"{result['measurements']} measurements from when the machine was quiet, {result['set_aside']} set aside.",
-        f"Other programs used up to {busy:.0%} of the cores"
-        + (": measure again on a quiet machine." if busy > BUSY_SHARE else "."),
+        f"Written by `cross_checks.py`, {result['cpu']}, one thread, {result['first'][:10]} to {result['last'][:10]}.",
+        f"{result['blocks']} measurements from when the machine was quiet; {result['set_aside']} more were set aside.",
         "",
         "Ratio: ours to theirs, Hodges and Lehmann's centre over the rounds with its 95 % interval. Of the same bench",
         "again: the larger of two to the smaller, the median of all pairs.",
         "",
-        "| beside | network | runtime | precision | ours ms | theirs ms | ratio | interval | limit | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| beside | network | runtime | precision | ours ms | theirs ms | ratio | interval | rounds | limit | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in result["rows"]:
         interval = "-" if each["interval"] is None else f"{each['interval'][0]:.3f} to {each['interval'][1]:.3f}"
         lines.append(
             f"| {each['check']} | {each['network']} | {each['target']} | {each['precision']} | {each['ours_ms']:.3f} | "
-            f"{each['theirs_ms']:.3f} | {each['ratio']:.3f} | {interval} | {each['limit']:.0%} | "
+            f"{each['theirs_ms']:.3f} | {each['ratio']:.3f} | {interval} | {each['rounds']} | {each['limit']:.0%} | "
             f"{'holds' if each['holds'] else '**does not hold**'} |"
         )
     return lines

@@ -12,7 +12,7 @@ import numpy as np
 Found = TypeVar("Found")
 
 REPEATS = 25
-LIMIT = 1.06
+LIMIT = 1.08
 PATIENCE_S = 180.0
 CALIBRATION_S = 10.0
 
