@@ -33,7 +33,9 @@ from pipeline.compilation import compile_file
 from tests.board.conftest import CACHE, FILES, on_board
 from tests.conftest import ROOT
 
-FEW = BenchmarkSettings(warm_up_count=1, warm_up_time_s=0.0, min_count=10, min_time_s=0.0, settle_count=0, settle_time_s=0.0)
+FEW = BenchmarkSettings(
+    warm_up_count=1, warm_up_time_s=0.0, min_count=10, min_time_s=0.0, settle_count=0, settle_time_s=0.0
+)
 
 # Starting Python, importing a runtime and loading a model take ten times as long as on hardware.
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("boards")]
