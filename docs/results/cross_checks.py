@@ -128,8 +128,11 @@ class Rounds:
 
     def __init__(self, path: Path, state: dict[str, Any]) -> None:
         self._path, self._state = path, state
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        rounds = [json.loads(line) for line in lines]
+        data = path.read_bytes() if path.is_file() else b""
+        whole = data[: data.rfind(b"\n") + 1]  # the last line is torn where the script was killed
+        if whole != data:
+            path.write_bytes(whole)
+        rounds = [json.loads(line) for line in whole.splitlines()]
         self.all = [each for each in rounds if all(each[key] == value for key, value in state.items())]
 
     def of(self, check: str, name: str) -> list[dict[str, Any]]:
