@@ -6,7 +6,7 @@ Three checks, one thread each, MobileNetV2 and MobileNetV3-Small at 224 pixels i
 latency does not depend on them; int8 is what the converters give by default):
 
 - OpenVINO's own `benchmark_app` (sync, latency hint, float32 as precision hint, four images in turn as ours), limit 5 %.
-  It times the request alone; ours has the way of the tensors in and out besides, 1 to 2 %.
+  It times the request alone; ours has the way of the tensors in and out besides, 2 to 3 %.
 - A bare loop around ONNX Runtime and LiteRT: a process with nothing but that loop; limit 3 %.
 - The same bench of a file twice, one after the other; limit 3 %.
 
