@@ -10,8 +10,9 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { echo $$p; break; }; done)
-# Tests of one file share what they set up, so they stay in one process.
-PARALLEL ?= --numprocesses 2 --dist loadfile
+# Tests of one file share what they set up, so they stay in one process. Where one of the processes ends, the tests end:
+# with another in its place pytest-xdist waits forever for files that were done.
+PARALLEL ?= --numprocesses 2 --dist loadfile --max-worker-restart 0
 DEVICE_OPTION := $(if $(DEVICE),--device $(DEVICE))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -71,7 +71,7 @@ class BenchmarkSettings(_Frozen):
             this share of it, or `max_time_s` is reached.
         sessions: How often all agents are started anew; a process keeps what luck it had at its start.
         together: Whether all cases go on until each has its numbers, so that every round has all.
-        block_count: A block ends after so many inferences or
+        block_count: A block ends after so many inferences, once they took as long as it settled, or
         block_time_s: after so much time.
         settle_count: Inferences at the start of each block that are not measured, at least: the core has waited,
             and the caches hold the case before.

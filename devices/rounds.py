@@ -181,6 +181,7 @@ class Bench:
         limits: dict[str, Any] = {
             "count": settings.block_count,
             "time_s": settings.block_time_s,
+            "min_time_s": settings.settle_time_s,
             "settle_count": settings.settle_count,
             "settle_time_s": settings.settle_time_s,
         }

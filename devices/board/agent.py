@@ -192,11 +192,12 @@ class BoardAgent:
         """Single inferences, timed one by one, until `count` are done or `time_s` has passed, at least one.
 
         `settle_count` inferences and at least `settle_time_s` of them go before, untimed: the core has waited, and
-        another process has just used the caches.
+        another process has just used the caches. The block takes at least `min_time_s`, whatever the count.
         """
         runner, clock_ns = self._loaded(), self._clock_ns
         meter = self._meter = self._meter or EnergyMeter(self._root)
         limit, budget_ns = _limits(params)
+        least_ns = float(params.get("min_time_s", 0)) * 1e9
         latencies: List[int] = []
         self._settle(self._infer_next, params)
         with _no_garbage_collection():
@@ -208,7 +209,8 @@ class BoardAgent:
                 runner.infer(inputs)
                 ended = clock_ns()
                 latencies.append(ended - started)
-                if len(latencies) >= limit or ended - begin >= budget_ns:
+                elapsed_ns = ended - begin
+                if elapsed_ns >= budget_ns or (len(latencies) >= limit and elapsed_ns >= least_ns):
                     break
             energy_uj = meter.spent_uj(energy, meter.read(), sum(latencies))
         return {"latencies_ns": latencies, "energy_uj": energy_uj, "energy_reason": meter.reason}

@@ -309,6 +309,19 @@ def test_a_block_settles_before_it_counts(tmp_path: Path) -> None:
     assert clock[0] - begin == 6 * 200_000_000, "one inference of a slow network is enough"
 
 
+def test_a_block_measures_as_long_as_it_settles(tmp_path: Path) -> None:
+    """A bench of a network of ten microseconds is not spent settling: twenty of them would be a hundredth of it."""
+    settings, events = BenchmarkSettings(min_time_s=0.2), []
+    case = fake_case(write_model(tmp_path / "m.fake"))
+    result = benchmark(fake_device(latency_ms=0.01), [case], settings, tell=events.append).cases[0]
+    assert result.latency_ms is not None
+    assert result.latency_ms.p50 < 0.02
+    assert result.stopped_by == "target"
+    num_blocks = sum("inferences_least" in event for event in events)
+    # The clock of the fake device runs between two inferences as long as in one.
+    assert num_blocks <= 2 * settings.min_time_s / settings.settle_time_s + 1
+
+
 class Cooling(FakeRunner):
     """Takes twice as long while it is cold."""
 
