@@ -152,7 +152,10 @@ class Rounds:
 
 
 def _counts(known: dict[str, Any], code: str) -> bool:
-    return known["code"] == code or known["name"] not in SAME_BUT.get(known["code"], (known["name"],))
+    if known["code"] == code:
+        return True
+    changed = SAME_BUT.get(known["code"])
+    return changed is not None and known["name"] not in changed
 
 
 def code_digest() -> str:
