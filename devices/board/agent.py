@@ -8,7 +8,8 @@ import_runtime {runtime}                                       -> memory before 
 load {runtime, path, num_threads, sha256?, weights_sha256?,
       input_shapes?, cores?, clusters?, energy?}               -> times, description, digest, size, memory, cores
 warm_up {min_count, min_time_s}                                -> count, seconds
-measure {count?, time_s?, settle_count?, settle_time_s?}       -> latencies_ns, energy_uj or energy_reason
+measure {count?, time_s?, min_time_s?, settle_count?,
+         settle_time_s?}                                       -> latencies_ns, energy_uj or energy_reason
 measure_image {path, preprocess, transform, count?, time_s?,
                settle_count?, settle_time_s?}                  -> see `end_to_end.stages_record`
 mlperf {scenario, min_duration_s, min_query_count,
@@ -192,7 +193,7 @@ class BoardAgent:
         """Single inferences, timed one by one, until `count` are done or `time_s` has passed, at least one.
 
         `settle_count` inferences and at least `settle_time_s` of them go before, untimed: the core has waited, and
-        another process has just used the caches. The block takes at least `min_time_s`, whatever the count.
+        another process has just used the caches. With `min_time_s` the count alone does not end it before that time.
         """
         runner, clock_ns = self._loaded(), self._clock_ns
         meter = self._meter = self._meter or EnergyMeter(self._root)
